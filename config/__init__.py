@@ -1,0 +1,195 @@
+"""Settings for the three scripts: a dataclass, an optional preset file and --key=value flags.
+
+    @dataclass(frozen=True)
+    class Settings:
+        batch_size: int = setting(32, "windows an iteration", within="[1, inf)", group="training")
+
+    settings = load_settings(Settings, sys.argv[1:], example="python train.py --batch_size=64")
+
+Flags beat the preset, and the preset beats the defaults. A preset is a Python file of plain
+assignments. It is run, so use only presets that you trust. Beside the settings, this file holds
+what every script needs at its edges: errors in one line, and files that appear whole or not at all.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import os
+import pathlib
+import runpy
+import sys
+import traceback
+import types
+import typing
+
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list"}
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text names the thing, the place and the fix."""
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+    """Turn a UserError, or an error of the file system, into `script.py: error: …` and exit 2."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(f"{pathlib.Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def written_whole(path, mode="w"):
+    """Open `path` for writing so that it appears whole or not at all.
+
+    What is written goes to a file beside it, which is flushed to disk and then renamed; when the
+    block raises, that file is removed and `path` stays as it was.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(beside, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def setting(default, help, *, within=None, choices=None, group=None):
+    """A dataclass field that carries its help text and the values that it allows.
+
+    `within` is an interval such as "[0, 1)"; `group` opens a section of --help that lasts until
+    the next field that names one. A tuple as the default makes a flag that may be repeated.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": help, "within": within, "choices": choices, "group": group}
+    )
+
+
+def load_settings(cls, argv, example):
+    """Make one `cls` from the preset named in `argv`, if any, and its --key=value flags.
+
+    Unknown keys, wrong types and values out of range end the program with one line on stderr and
+    exit status 2, before anything slow has been imported.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    kinds = {key: _kinds(hint) for key, hint in typing.get_type_hints(cls).items()}
+    with errors_in_one_line():
+        flags, unknown = _parser(cls, example).parse_known_args(_with_values(argv, kinds))
+        flags = vars(flags)
+        if unknown:
+            raise UserError(_unknown(unknown[0].split("=")[0].lstrip("-"), fields))
+        preset = flags.pop("preset")
+        values = _read_preset(preset, fields) if preset else {}
+        values |= {key: _parse(key, text, kinds[key]) for key, text in flags.items()}
+        return cls(**{key: _checked(fields[key], value, kinds[key]) for key, value in values.items()})
+
+
+def _kinds(hint):
+    """The types that a hint allows: (int, NoneType) for `int | None`, (tuple,) for `tuple[str, ...]`."""
+    if isinstance(hint, types.UnionType):
+        return typing.get_args(hint)
+    return (typing.get_origin(hint) or hint,)
+
+
+def _parser(cls, example):
+    parser = argparse.ArgumentParser(
+        description=(sys.modules[cls.__module__].__doc__ or "").split("\n")[0],
+        epilog=f"example: {example}",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        usage="%(prog)s [preset.py] [--setting=value …]",
+    )
+    parser.error = _raise_user_error
+    parser.add_argument("preset", nargs="?", default=None, help="a file of settings, such as config/elon.py")
+    group = parser
+    for field in dataclasses.fields(cls):
+        info = field.metadata
+        if info["group"]:
+            group = parser.add_argument_group(info["group"])
+        allowed = "one of " + ", ".join(info["choices"]) if info["choices"] else f"in {info['within']}"
+        notes = [allowed] if info["choices"] or info["within"] else []
+        notes += [f"default {field.default}"] if field.default not in ("", ()) else []
+        group.add_argument(
+            f"--{field.name}",
+            action="append" if isinstance(field.default, tuple) else "store",
+            metavar="…",
+            help=(info["help"] + (f" ({'; '.join(notes)})" if notes else "")).replace("%", "%%"),
+        )
+    return parser
+
+
+def _raise_user_error(message):
+    raise UserError(message)
+
+
+def _with_values(argv, kinds):
+    """Read a lone `--compile` as `--compile=True`, whatever stands behind it."""
+    return [
+        f"{arg}=True" if kinds.get(arg[2:]) == (bool,) and after.lower() not in BOOLEANS else arg
+        for arg, after in zip(argv, [*argv[1:], ""], strict=True)
+    ]
+
+
+def _read_preset(path, fields):
+    if not os.path.isfile(path):
+        raise UserError(f"preset {path!r} is not a file; name one such as config/elon.py")
+    try:
+        found = runpy.run_path(path)
+    except Exception as error:  # whatever the user's file raises is a mistake in that file
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
+        raise UserError(f"preset {path}, line {line}: {type(error).__name__}: {error}") from None
+    values = {
+        key: value
+        for key, value in found.items()
+        if not (key.startswith("_") or callable(value) or isinstance(value, types.ModuleType))
+    }
+    for key in values.keys() - fields.keys():
+        raise UserError(f"preset {path}: {_unknown(key, fields)}")
+    return values
+
+
+def _unknown(key, fields):
+    close = difflib.get_close_matches(key, fields, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "--help lists them all"
+    return f"unknown setting {key!r}; {hint}"
+
+
+def _parse(key, text, kinds):
+    """The value that the flag `--key=text` means."""
+    if isinstance(text, list):
+        return tuple(text)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    try:
+        return BOOLEANS[text.lower()] if kinds[0] is bool else kinds[0](text)
+    except (KeyError, ValueError):
+        raise UserError(f"{key}: {text!r} is not {TYPE_NAMES[kinds[0]]}") from None
+
+
+def _checked(field, value, kinds):
+    """`value`, if its type and range are the field's; whole numbers pass as floats."""
+    if type(value) is int and float in kinds:
+        value = float(value)
+    if type(value) not in kinds:
+        raise UserError(f"{field.name}: {value!r} is not {TYPE_NAMES[kinds[0]]}")
+    choices, within = field.metadata["choices"], field.metadata["within"]
+    if choices and value not in choices:
+        raise UserError(f"{field.name}: {value!r} is not one of {', '.join(choices)}")
+    if within and value is not None:
+        low, high = (float(end) for end in within[1:-1].split(","))
+        above = value >= low if within[0] == "[" else value > low
+        below = value <= high if within[-1] == "]" else value < high
+        if not (above and below):  # NaN is neither
+            raise UserError(f"{field.name}: {value} is out of range; it must lie in {within}")
+    return value
