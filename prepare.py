@@ -286,7 +286,7 @@ def encode(tokenizer, text):
 
 
 def write_tokens(path, tweets, tokenizer):
-    """Write `path` as uint16, <|endoftext|> before every tweet and at the end; return the ids' counts (50257,)."""
+    """Write `path` as uint16, <|endoftext|> before every tweet and at the end; return the ids' counts."""
     counts = np.zeros(VOCAB_SIZE, np.int64)
     with written_whole(path, "wb") as file:
         for start in range(0, len(tweets), CHUNK_ROWS):

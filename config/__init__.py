@@ -27,7 +27,7 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list"}
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake that the user can mend. Its text names the thing, the place and the fix."""
 
 

@@ -1,0 +1,13 @@
+# A small model for trying things out: done in under 20 seconds on a laptop's CPU.
+n_layer = 2
+n_head = 2
+n_embd = 64
+block_size = 32
+compact_vocab = True  # most of GPT-2's 50,257 tokens never occur in a few thousand tweets
+output_bias = True  # start from the tokens' frequencies instead of learning them
+batch_size = 16
+max_iters = 200
+eval_interval = 50
+learning_rate = 3e-3
+min_lr = 3e-4
+warmup_iters = 10

@@ -1,0 +1,436 @@
+"""Train a GPT on the tokens that prepare.py wrote.
+
+    python train.py config/elon.py                    # the reference run
+    python train.py config/elon.py --batch_size=32    # flags beat the preset
+    python train.py config/tiny.py                    # 20 seconds, to try things out
+    python train.py config/elon.py --init_from=resume # go on where out/last.pt stands
+
+Writes to out/: best.pt (the weights with the lowest val loss), last.pt (everything that a resumed run
+needs), loss.csv and loss.png.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+import time
+from dataclasses import dataclass
+
+from config import UserError, errors_in_one_line, load_settings, setting, written_whole
+
+
+@dataclass(frozen=True)
+class Settings:
+    data_dir: str = setting("data", "the folder with train.bin, val.bin and meta.json", group="files")
+    out_dir: str = setting("out", "the folder for checkpoints, loss.csv and loss.png")
+    init_from: str = setting(
+        "scratch", "start anew, or go on from out_dir/last.pt", choices=("scratch", "resume")
+    )
+
+    block_size: int = setting(64, "tokens a window", within="[2, inf)", group="the model")
+    n_layer: int = setting(4, "blocks", within="[1, inf)")
+    n_head: int = setting(4, "attention heads a block", within="[1, inf)")
+    n_embd: int = setting(128, "channels; a multiple of n_head", within="[1, inf)")
+    dropout: float = setting(0.2, "share of the activations zeroed in training", within="[0, 1)")
+    bias: bool = setting(True, "biases in Linear and LayerNorm, as GPT-2 has them")
+    gelu: str = setting("exact", "form of GELU; GPT-2's weights need tanh", choices=("exact", "tanh"))
+    compact_vocab: bool = setting(False, "one row a token seen in training, one shared by all others")
+    output_bias: bool = setting(False, "a bias for each token, started at the log of its frequency")
+    unseen_chance: float = setting(
+        0.0, "chance of training a token that occurs once as unseen", within="[0, 1)"
+    )
+
+    batch_size: int = setting(32, "windows a step and process", within="[1, inf)", group="training")
+    gradient_accumulation_steps: int = setting(1, "steps whose gradients are summed", within="[1, inf)")
+    max_iters: int = setting(2000, "iterations in all", within="[1, inf)")
+    learning_rate: float = setting(1e-3, "AdamW's, after the warm-up", within="(0, inf)")
+    min_lr: float = setting(1e-4, "the learning rate at max_iters, reached along a cosine", within="[0, inf)")
+    warmup_iters: int = setting(50, "iterations until learning_rate is reached", within="[0, inf)")
+    weight_decay: float = setting(0.1, "AdamW's, on matrices only", within="[0, inf)")
+    beta1: float = setting(0.9, "AdamW's, for the gradient's mean", within="[0, 1)")
+    beta2: float = setting(0.99, "AdamW's, for the gradient's square", within="[0, 1)")
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", within="[0, inf)")
+    average_decay: float = setting(0.0, "evaluate a running mean of the weights; 0 for none", within="[0, 1)")
+
+    eval_interval: int = setting(100, "iterations between evaluations", within="[1, inf)", group="reports")
+    log_interval: int = setting(10, "iterations between progress lines", within="[1, inf)")
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps, …", group="the machine")
+    dtype: str = setting(
+        "auto",
+        "of the matrix products; auto takes what is fast",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    compile: bool = setting(False, "torch.compile: a slow start, then faster on a GPU")
+    seed: int = setting(1337, "of everything random", within="[0, inf)")
+
+
+if __name__ == "__main__":  # here, so that a typing mistake is answered before torch is imported
+    settings = load_settings(Settings, sys.argv[1:], example="python train.py config/elon.py --batch_size=32")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from model import GPT, GPTConfig, choose_device, read_checkpoint  # noqa: E402
+
+FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
+    "data_dir", "out_dir", "init_from", "max_iters", "learning_rate", "min_lr", "warmup_iters",
+    "eval_interval", "log_interval", "device", "dtype", "compile",
+}  # fmt: skip
+
+
+def main(settings):
+    device = choose_device(settings.device)
+    dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
+    train_data, val_data, meta = load_data(settings)
+    run = Run(settings, meta, device, dtype)
+    if settings.init_from == "resume":
+        run.resume()
+    describe(run, device, dtype, train_data, val_data)
+
+    model = torch.compile(run.model) if settings.compile else run.model
+    progress = Progress(run, len(train_data))
+    for iteration in range(run.iteration, settings.max_iters + 1):
+        run.iteration = iteration
+        if run.is_due():
+            scores = evaluate(run.best_guess(), val_data, meta["val_bytes"])
+            run.record(progress.row(iteration, *scores))
+            run.save()
+            progress.report(run.history[-1], is_best=run.best["iter"] == iteration)
+        elif iteration % settings.log_interval == 0:
+            progress.log(iteration)
+        if iteration < settings.max_iters:
+            progress.add(train_step(model, run.optimizer, run.scaler, train_data, iteration, settings, dtype))
+            if run.averaged:
+                run.averaged.update_parameters(run.model)
+    progress.close()
+    best, where = run.best, "" if settings.out_dir == "out" else f" --out_dir={settings.out_dir}"
+    print(
+        f"best val loss {best['val_loss']:.4f} nats a token, {best['bits_per_byte']:.4f} bits per byte, "
+        f"at iteration {best['iter']:,}: {run.out_dir}/best.pt\n"
+        f'next: python sample.py --start "Tesla"{where}'
+    )
+
+
+class Run:
+    """What changes while training, and how it gets to disk and back: out/last.pt holds all of it."""
+
+    def __init__(self, settings, meta, device, dtype):
+        torch.manual_seed(settings.seed)
+        names = {f.name for f in dataclasses.fields(GPTConfig)} & {
+            f.name for f in dataclasses.fields(settings)
+        }
+        config = GPTConfig(**{name: getattr(settings, name) for name in names})
+        self.settings = settings
+        self.out_dir = pathlib.Path(settings.out_dir)
+        self.model = GPT(config, token_counts(meta)).to(device)
+        self.averaged = make_average(self.model, settings.average_decay)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+        self.iteration = 0
+        self.history = []  # the rows of loss.csv
+        self.best = {"iter": 0, "val_loss": math.inf, "bits_per_byte": math.inf}
+
+    def best_guess(self):
+        """The weights to evaluate and to keep: the averaged ones where there are such."""
+        return self.averaged.module if self.averaged else self.model
+
+    def is_due(self):
+        """Whether this iteration is to be evaluated, and has not been before the run was resumed."""
+        last = self.iteration == self.settings.max_iters
+        done = self.history and self.history[-1]["iter"] == self.iteration
+        return not done and (last or self.iteration % self.settings.eval_interval == 0)
+
+    def record(self, row):
+        self.history.append(row)
+        if row["val_loss"] < self.best["val_loss"]:
+            self.best = {key: row[key] for key in self.best}
+
+    def save(self):
+        """Write loss.csv, loss.png, last.pt and, when these are the best weights so far, best.pt."""
+        with written_whole(self.out_dir / "loss.csv") as file:
+            writer = csv.DictWriter(file, list(self.history[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.history)
+        plot_losses(self.history, self.best, self.out_dir / "loss.png")
+        notes = {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
+        if self.best["iter"] == self.iteration:
+            self.best_guess().save(self.out_dir / "best.pt", **notes)
+        state = {
+            "settings": dataclasses.asdict(self.settings),
+            "iteration": self.iteration,
+            "history": self.history,
+            "best": self.best,
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all(),
+        }
+        with written_whole(self.out_dir / "last.pt", "wb") as file:
+            torch.save(self.model.checkpoint(**notes) | state, file)
+
+    def resume(self):
+        """Go back to where last.pt was written; raises UserError where it is of another run."""
+        path = self.out_dir / "last.pt"
+        saved = read_checkpoint(path)
+        if "settings" not in saved:
+            raise UserError(f"{path} holds weights only; a run is resumed from its last.pt")
+        before, now = saved["settings"], dataclasses.asdict(self.settings)
+        changed = {key for key in now if now[key] != before.get(key)}
+        if refused := sorted(changed - FREE_TO_CHANGE):
+            shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in refused)
+            raise UserError(f"cannot resume {path}: {shown}; change it back, or start anew")
+        for key in sorted(changed - {"init_from"}):
+            print(f"changed since {path} was written: {key} from {before[key]} to {now[key]}")
+        self.model.load_state_dict(saved["model"])
+        if self.averaged:
+            self.averaged.load_state_dict(saved["averaged"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["random"])
+        if len(saved["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
+        self.iteration, self.history, self.best = saved["iteration"], saved["history"], saved["best"]
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def choose_dtype(device):
+    """What the device multiplies fast: on a CPU without matrix units for it, bfloat16 is 400 times slower."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "float32"
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def load_data(settings):
+    """(train tokens, val tokens, meta): two read-only memmaps of uint16 and what meta.json says of them."""
+    folder = pathlib.Path(settings.data_dir)
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}/meta.json is not there; run prepare.py --data_dir={folder} first"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{folder}/meta.json is damaged ({error}); run prepare.py again") from None
+    splits = []
+    for name in ("train", "val"):
+        path = folder / f"{name}.bin"
+        size = path.stat().st_size
+        if size % 2 or size // 2 != meta.get(f"{name}_tokens"):
+            raise UserError(f"{path} does not match meta.json ({size} bytes); run prepare.py again")
+        if size // 2 <= settings.block_size:
+            raise UserError(
+                f"{path} holds {size // 2} tokens, too few for a window; "
+                f"use more tweets or a block_size below {settings.block_size}"
+            )
+        splits.append(np.memmap(path, "<u2", "r"))
+    return *splits, meta
+
+
+def token_counts(meta):
+    """How often each id occurs in train.bin, (50257,) int64."""
+    counts = torch.zeros(GPTConfig.vocab_size, dtype=torch.int64)
+    for token, count in meta["train_token_counts"].items():
+        counts[int(token)] = count
+    return counts
+
+
+def get_batch(data, settings, step, device):
+    """Random windows of block_size tokens and the tokens after each: two (batch_size, block_size) int64.
+
+    What is drawn depends on the seed and the step alone, so a resumed run needs no state for it.
+    """
+    rng = np.random.default_rng((settings.seed, step))
+    starts = rng.integers(len(data) - settings.block_size, size=(settings.batch_size, 1))
+    windows = torch.from_numpy(data[starts + np.arange(settings.block_size + 1)].astype(np.int64))
+    if windows.max() >= GPTConfig.vocab_size:
+        raise UserError(f"train.bin holds the id {windows.max()}, which GPT-2 lacks; run prepare.py again")
+    if device.type == "cuda":
+        windows = windows.pin_memory().to(device, non_blocking=True)
+    else:
+        windows = windows.to(device)
+    return windows[:, :-1], windows[:, 1:]
+
+
+# --- optimization ---------------------------------------------------------------------------------
+
+
+def make_optimizer(model, settings):
+    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only: not on biases and gains."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True
+    )
+
+
+def make_average(model, decay):
+    """A copy of the model whose weights are an exponential running mean of its own, or None."""
+    if not decay:
+        return None
+    mean = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=mean)
+
+
+def learning_rate_at(iteration, settings):
+    """A line up to learning_rate over warmup_iters, then half a cosine down to min_lr at max_iters."""
+    if iteration < settings.warmup_iters:
+        return settings.learning_rate * (iteration + 1) / settings.warmup_iters
+    progress = (iteration - settings.warmup_iters) / max(1, settings.max_iters - settings.warmup_iters)
+    share = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    return settings.min_lr + share * (settings.learning_rate - settings.min_lr)
+
+
+def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
+    """One iteration: the gradient of one global batch, clipped, and a step of AdamW. Returns the loss."""
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(iteration, settings)
+    micro_steps, total = settings.gradient_accumulation_steps, 0.0
+    device = optimizer.param_groups[0]["params"][0].device
+    for step in range(iteration * micro_steps, (iteration + 1) * micro_steps):
+        idx, targets = get_batch(data, settings, step, device)
+        with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+            _, loss = model(idx, targets)
+        scaler.scale(loss / micro_steps).backward()
+        total += loss.detach() / micro_steps
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+@torch.inference_mode()
+def evaluate(model, data, n_bytes, batch_size=64):
+    """(val loss in nats a token, bits per byte) over all of `data`, in float32 and without dropout.
+
+    Every token but the first is scored once: windows move on by half a block, and each but the first
+    scores its newer half, so that (past the start) every token has half a block of context or more.
+    """
+    model.eval()
+    block_size, device = model.config.block_size, next(model.parameters()).device
+    n_targets, step, offsets = len(data) - 1, max(block_size // 2, 1), np.arange(block_size)
+    starts = np.arange(0, max(n_targets - block_size, 0) + step, step)[:, None]
+    total = 0.0
+    for start in np.split(starts, range(batch_size, len(starts), batch_size)):
+        places = start + offsets  # (batch_size, block_size)
+        scored = ((start == 0) | (offsets >= block_size - step)) & (places < n_targets)
+        tokens = data[np.minimum(start + np.arange(block_size + 1), n_targets)].astype(np.int64)
+        targets = np.where(scored, tokens[:, 1:], -1)
+        _, loss = model(torch.from_numpy(tokens[:, :-1]).to(device), torch.from_numpy(targets).to(device))
+        total += loss.item() * int(scored.sum())
+    return total / n_targets, total / math.log(2) / n_bytes
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def describe(run, device, dtype, train_data, val_data):
+    """Say what will happen before it does."""
+    settings, tokens = run.settings, tokens_per_iteration(run.settings)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    print(
+        f"device {device}, dtype {dtype}{', compiled' if settings.compile else ''}; "
+        f"{parameters:,} parameters, {run.model.wte.num_embeddings:,} rows of vocabulary\n"
+        f"{len(train_data):,} training tokens, {len(val_data):,} held-out; {tokens:,} tokens an iteration, "
+        f"{settings.max_iters:,} iterations: {settings.max_iters * tokens / len(train_data):.1f} epochs",
+        flush=True,
+    )
+
+
+def tokens_per_iteration(settings):
+    return settings.batch_size * settings.gradient_accumulation_steps * settings.block_size
+
+
+class Progress:
+    """Times the run and tells the user: a bar on a terminal, plain lines in a pipe, a row an evaluation."""
+
+    def __init__(self, run, n_tokens):
+        self.settings, self.n_tokens, self.first = run.settings, n_tokens, run.iteration
+        self.elapsed_before = run.history[-1]["elapsed_seconds"] if run.history else 0.0
+        self.bar = tqdm(total=run.settings.max_iters, initial=self.first, disable=not sys.stderr.isatty())
+        self.began = self.last_time = time.perf_counter()
+        self.steps, self.loss_sum = 0, 0.0  # since the last evaluation
+
+    def add(self, loss):
+        self.steps += 1
+        self.loss_sum += loss  # a tensor: reading its value would make a GPU wait
+        self.bar.update()
+
+    def row(self, iteration, val_loss, bits_per_byte):
+        """A row of loss.csv; the train loss is the mean over the batches since the row before."""
+        now, per_iter = time.perf_counter(), tokens_per_iteration(self.settings)
+        row = {
+            "iter": iteration,
+            "epoch": iteration * per_iter / self.n_tokens,
+            "train_loss": float(self.loss_sum) / self.steps if self.steps else math.nan,
+            "val_loss": val_loss,
+            "bits_per_byte": bits_per_byte,
+            "lr": learning_rate_at(iteration, self.settings),
+            "tokens_per_second": self.steps * per_iter / (now - self.last_time),
+            "elapsed_seconds": self.elapsed_before + now - self.began,
+        }
+        self.steps, self.loss_sum = 0, 0.0
+        return row
+
+    def time_left(self, iteration):
+        pace = (time.perf_counter() - self.began) / max(iteration - self.first, 1)
+        minutes, seconds = divmod(round(pace * (self.settings.max_iters - iteration)), 60)
+        return f"{minutes}:{seconds:02} min left"
+
+    def log(self, iteration):
+        if self.bar.disable and self.steps:
+            print(f"iter {iteration:6,}  train loss {float(self.loss_sum) / self.steps:.4f}  "
+                  f"{self.time_left(iteration)}", flush=True)  # fmt: skip
+
+    def report(self, row, is_best):
+        left = self.time_left(row["iter"]) if row["iter"] > self.first else ""
+        self.bar.write(
+            f"iter {row['iter']:6,}  epoch {row['epoch']:.1f}  train loss {row['train_loss']:.4f}  "
+            f"val loss {row['val_loss']:.4f}  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {left}{'  *best' if is_best else ''}"
+        )
+        sys.stdout.flush()
+        self.last_time = time.perf_counter()
+
+    def close(self):
+        self.bar.close()
+
+
+def plot_losses(history, best, path):
+    """Train and val loss against iterations; perplexity on the right; the best point marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token)")
+    iterations = [row["iter"] for row in history]
+    axes.plot(iterations, [row["train_loss"] for row in history], label="train (with dropout)")
+    axes.plot(iterations, [row["val_loss"] for row in history], label="val (held-out tweets)")
+    label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
+    axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
+    axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9)))).set_ylabel(
+        "perplexity"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with written_whole(path, "wb") as file:
+        figure.savefig(file, dpi=100, format="png")
+
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        main(settings)
