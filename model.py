@@ -198,9 +198,11 @@ class GPT(nn.Module):
     def _rows(self, ids):
         return self.row_of_id[ids] if self.n_unseen else ids
 
-    def _row_log_probs(self, rows, cache=None, start=0):
-        """Log-probabilities of the rows that may follow, (B, T) -> (B, T, rows)."""
-        return F.linear(self._hidden(rows, cache, start), self.wte.weight, self.head_bias).log_softmax(-1)
+    def _row_log_probs(self, rows, cache=None, start=0, last_only=False):
+        """Log-probabilities of what may follow: rows (B, T) -> (B, T, rows), or (B, rows) after the last."""
+        hidden = self._hidden(rows, cache, start)
+        hidden = hidden[:, -1] if last_only else hidden
+        return F.linear(hidden, self.wte.weight, self.head_bias).log_softmax(-1)
 
     def forward(self, idx, targets=None):
         """Predict the token after each.
@@ -265,54 +267,74 @@ class GPT(nn.Module):
 
     # --- from probabilities to text ---------------------------------------------------------------
 
+    def generate(self, idx, max_new_tokens, **how):
+        """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new); `how` as in `stream`."""
+        return torch.cat([idx, *(fresh[:, None] for fresh in self.stream(idx, max_new_tokens, **how))], 1)
+
     @torch.inference_mode()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop_token=None, seeds=None):
-        """Continue each row of idx (B, T) by up to max_new_tokens tokens: (B, T + new).
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, repetition_penalty=1.0,
+               stop_token=None, seeds=None):  # fmt: skip
+        """Yield the tokens that continue the rows of idx (B, T), step by step: up to max_new_tokens of (B,).
 
-        temperature 0 takes the likeliest token; top_k draws among the k likeliest. A row that has
-        produced `stop_token` is filled with it, and the loop ends when all rows have. `seeds` gives
-        one integer a row, so that a row's tokens do not depend on what else is in the batch.
+        Each token's log-probability is multiplied by `repetition_penalty` if the row holds it already
+        (after Keskar et al. 2019) and divided by `temperature`, where 0 takes the likeliest; then one
+        is drawn among the `top_k` likeliest and, of these, the smallest set whose probability reaches
+        `top_p` (Holtzman et al. 2020). A row that has produced `stop_token` goes on with it, and the
+        stream ends when all rows have. `seeds`, one a row, make a row independent of its batch.
 
-        Keys and values are kept in a cache (Pope et al. 2022, "Efficiently Scaling Transformer
-        Inference"), so each step reads one token. Learned positions end at block_size: when the
-        cache is full, the newest half of the window is read again, and it goes on.
+        Keys and values are kept, so each step reads one token. Learned positions end at block_size:
+        when the cache is full, the newest half of it is read again, and it goes on.
         """
         B, block_size = idx.shape[0], self.config.block_size
         device, size = idx.device, self.config.n_embd // self.config.n_head
-        shape = (self.config.n_layer, 2, B, self.config.n_head, block_size, size)
-        cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
         seeds = torch.randint(2**62, (B,)).tolist() if seeds is None else seeds
         draws = [torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         draws = torch.stack(draws).to(device)  # (B, max_new_tokens), all luck there will be
-        finished = torch.zeros(B, dtype=torch.bool, device=device)
 
-        fresh, start = idx[:, -block_size:], 0  # the tokens yet to be read, and how many were read before
+        # Products of fewer than four rows are rounded otherwise than those of more, so that a tweet would
+        # depend on how many are written at once: always compute four.
+        width = max(B, 4)
+        shape = (self.config.n_layer, 2, width, self.config.n_head, block_size, size)
+        cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
+        seen = self._rows(idx)  # (B, T), grows
+        fresh, start = seen[:, -block_size:], 0  # what is yet to be read, and how much was read before
         if bool((fresh == fresh[:1]).all()):
             fresh = fresh[:1]  # one prompt for all: read it once, and let the cache repeat it
+        finished = torch.zeros(B, dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            log_probs = self._row_log_probs(self._rows(fresh), cache, start)[:, -1].expand(B, -1)
+            if start > 0:
+                fresh = F.pad(fresh, (0, 0, 0, width - B))
+            log_probs = self._row_log_probs(fresh, cache, start, last_only=True)[:B].expand(B, -1)
             start += fresh.shape[1]
-            fresh = self._choose(log_probs, draws[:, step], temperature, top_k)
+            rows = self._choose(
+                log_probs, seen, draws[:, step], temperature, top_k, top_p, repetition_penalty
+            )
+            token = self.id_of_row[rows] if self.n_unseen else rows
             if stop_token is not None:
-                fresh = fresh.where(~finished, stop_token)
-                finished |= fresh == stop_token
-            fresh = fresh[:, None]
-            idx = torch.cat([idx, fresh], 1)
+                token = token.where(~finished, stop_token)
+                finished |= token == stop_token
+            yield token
             if stop_token is not None and bool(finished.all()):
-                break
+                return
+            fresh = self._rows(token)[:, None]
+            seen = torch.cat([seen, fresh], 1)
             if start == block_size:
-                fresh, start = idx[:, -(block_size // 2 or 1) :], 0
-        return idx
+                fresh, start = seen[:, -(block_size // 2) :], 0
 
-    def _choose(self, log_probs, draws, temperature, top_k):
-        """Pick one id a row: log_probs (B, rows), draws (B,) uniform in [0, 1) -> (B,)."""
+    def _choose(self, log_probs, seen, draws, temperature, top_k, top_p, repetition_penalty):
+        """Pick one row of the vocabulary for each of B rows: log_probs (B, rows), seen (B, T), draws (B,)."""
+        if repetition_penalty != 1.0:
+            log_probs = log_probs.scatter(1, seen, repetition_penalty * log_probs.gather(1, seen))
         log_probs = log_probs[:, : self.n_kept]  # never the shared row: it is no token
-        k = 1 if temperature == 0 else min(top_k or self.n_kept, self.n_kept)
-        log_probs, rows = log_probs.topk(k)
-        cumulative = (log_probs / (temperature or 1.0)).softmax(-1).cumsum(-1)
-        place = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)
-        rows = rows.gather(1, place.clamp(max=k - 1))[:, 0]
-        return self.id_of_row[rows] if self.n_unseen else rows
+        if temperature == 0:
+            return log_probs.argmax(-1)
+        log_probs, rows = log_probs.topk(min(top_k or self.n_kept, self.n_kept))  # the likeliest first
+        probs = (log_probs.double() / temperature).softmax(-1)
+        cumulative = probs.cumsum(-1)
+        n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
+        reached = cumulative.gather(1, n_allowed - 1)
+        place = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)
+        return rows.gather(1, place.minimum(n_allowed - 1))[:, 0]
 
     # --- from and to files ------------------------------------------------------------------------
 

@@ -1,13 +1,17 @@
 """Write new tweets with the model that train.py trained. They are a model's parody, nobody's words.
 
     python sample.py --start "Tesla"                     # five tweets that begin with Tesla
-    python sample.py --num_samples=10 --temperature=1.0  # ten that begin as they like
+    python sample.py --num_samples=10 --min_novelty=0.5  # ten, none of them copied
     python sample.py --start=FILE:prompt.txt --seed=7    # the prompt from a file
+    python sample.py --start "Tesla is" --attention      # and how the model looks at it
+    python sample.py --interactive                       # a prompt a line, until end of file
 
-Prints the tweets and adds them to out/samples.txt.
+Prints the tweets, each with its novelty, and adds them to out/samples.txt.
 """
 
+import bisect
 import pathlib
+import re
 import sys
 from dataclasses import dataclass
 
@@ -19,39 +23,61 @@ class Settings:
     start: str = setting("", "how the tweets begin; FILE:path reads it from a file", group="what to write")
     num_samples: int = setting(5, "tweets to write", within="[1, inf)")
     max_new_tokens: int = setting(64, "the longest continuation, in tokens", within="[1, inf)")
+    interactive: bool = setting(False, "read prompts from the standard input, a line each")
+    min_novelty: float = setting(0.0, "draw again until a tweet is at least that new", within="[0, 1]")
+
     temperature: float = setting(
-        0.8, "below 1 plays safe, above 1 dares; 0 is greedy", within="[0, inf)", group="how"
+        0.8, "below 1 is safer, above 1 wilder; 0 is greedy", within="[0, inf)", group="how"
     )
     top_k: int = setting(200, "draw among the k likeliest tokens; 0 for all", within="[0, inf)")
+    top_p: float = setting(1.0, "of these, the fewest that reach this probability", within="(0, 1]")
+    repetition_penalty: float = setting(
+        1.0, "above 1 avoids tokens that stand there already", within="(0, inf)"
+    )
     seed: int = setting(1337, "the same seed gives the same tweets", within="[0, inf)")
-    out_dir: str = setting("out", "the folder with best.pt; samples.txt is kept there", group="files")
+
+    attention: bool = setting(
+        False, "draw out_dir/attention.png, how the model looks at the text", group="files"
+    )
+    out_dir: str = setting("out", "the folder with best.pt; samples.txt is kept there")
     device: str = setting("cpu", "cpu, cuda, mps, …")
 
 
 if __name__ == "__main__":  # here, so that a typing mistake is answered before torch is imported
     settings = load_settings(Settings, sys.argv[1:], example='python sample.py --start "Tesla"')
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from model import GPT, choose_device  # noqa: E402
-from prepare import END_OF_TEXT, MAX_CHARS, encode, load_tokenizer  # noqa: E402
+from prepare import END_OF_TEXT, MAX_CHARS, encode, held_out, load_tokenizer  # noqa: E402
+
+BATCH = 100  # samples at a time, so that memory does not grow with their number
+MAX_ROUNDS = 20  # of drawing again for min_novelty
+GRAM = 4  # words
 
 
 def main(settings):
     out_dir = pathlib.Path(settings.out_dir)
-    model = GPT.load(out_dir / "best.pt", choose_device(settings.device))
-    tokenizer = load_tokenizer()
-    prompt = [END_OF_TEXT, *encode(tokenizer, read_prompt(settings.start))]
-    tweets = write_tweets(model, tokenizer, prompt, settings)
-    for number, tweet in enumerate(tweets, 1):
-        print(f"{number:3}  {tweet}")
-    keep(tweets, settings, out_dir / "samples.txt")
+    writer = Writer(settings, GPT.load(out_dir / "best.pt", choose_device(settings.device)))
+    prompts = sys.stdin if settings.interactive else [settings.start]
+    for start in prompts:
+        with_novelty = []
+        for tweet, novelty, source in writer.write(read_prompt(start)):
+            line = visible(tweet) if novelty is None else f"{novelty:4.0%} new  {visible(tweet)}"
+            print(line + (f"\n          stands in: {visible(source)}" if source else ""), flush=True)
+            with_novelty.append(line)
+        keep(with_novelty, start, settings, out_dir / "samples.txt")
+        if settings.attention:
+            text = encode(writer.tokenizer, read_prompt(start)) or encode(writer.tokenizer, tweet)
+            plot_attention(writer.model, writer.tokenizer, [END_OF_TEXT, *text], out_dir / "attention.png")
+            print(f"drawn: {out_dir}/attention.png", file=sys.stderr)
 
 
 def read_prompt(start):
     """The text that the tweets begin with: `start` itself, or for FILE:path what that file holds."""
     if start.startswith("FILE:"):
-        path = pathlib.Path(start.removeprefix("FILE:"))
+        path = pathlib.Path(start.removeprefix("FILE:").strip())
         try:
             start = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -61,35 +87,192 @@ def read_prompt(start):
     return " ".join(start.split())
 
 
-def write_tweets(model, tokenizer, prompt, settings):
-    """`num_samples` tweets (a list of str) that begin with the ids `prompt` and end where the model ends."""
-    device = next(model.parameters()).device
-    tokens = model.generate(
-        torch.tensor([prompt] * settings.num_samples, device=device),
-        settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k or None,
-        stop_token=END_OF_TEXT,
-        seeds=range(settings.seed, settings.seed + settings.num_samples),
-    )
-    tweets = []
-    for row in tokens[:, 1:].tolist():  # without the <|endoftext|> that begins each
+def visible(text):
+    """`text` with control characters escaped, so that no tweet can drive the terminal."""
+    return "".join(repr(c)[1:-1] if c < " " or "\x7f" <= c < "\xa0" else c for c in text)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+class Writer:
+    """A model, its tokenizer and the training tweets, at hand for prompt after prompt."""
+
+    def __init__(self, settings, model):
+        self.settings, self.model, self.tokenizer = settings, model, load_tokenizer()
+        processed = pathlib.Path(str(model.notes.get("data_dir"))) / "processed.txt"
+        self.known = TrainingTweets.read(processed) if processed.is_file() else None
+        if self.known is None:
+            if settings.min_novelty:
+                raise UserError(f"min_novelty: {processed} is gone, so novelty cannot be told; set it to 0")
+            print(f"{processed} is gone, so the novelty of the tweets is not told", file=sys.stderr)
+
+    def write(self, start):
+        """Yield num_samples of (tweet, novelty or None, the training tweet that holds all of it or None)."""
+        wanted, rejected, seed = self.settings.num_samples, 0, self.settings.seed
+        for _ in range(MAX_ROUNDS if self.settings.min_novelty else 1):
+            missing, wanted = wanted, 0
+            for first in range(0, missing, BATCH):
+                count = min(BATCH, missing - first)
+                for tweet in self.draw(start, range(seed, seed + count)):
+                    novelty, source = self.known.novelty(tweet) if self.known else (None, None)
+                    if novelty is not None and novelty < self.settings.min_novelty:
+                        rejected, wanted = rejected + 1, wanted + 1
+                    else:
+                        yield tweet, novelty, source
+                seed += count
+            if not wanted:
+                break
+        if rejected:
+            print(f"{rejected} tweets were less new than {self.settings.min_novelty:.0%}", file=sys.stderr)
+        if wanted:
+            print(f"gave up on {wanted} tweets; lower min_novelty or raise temperature", file=sys.stderr)
+
+    def draw(self, start, seeds):
+        """One tweet a seed, each beginning with `start` and ending where the model ends it."""
+        settings = self.settings
+        prompt = [END_OF_TEXT, *encode(self.tokenizer, start)]
+        rows = [list(prompt[1:]) for _ in seeds]
+        live = len(rows) == 1 and sys.stdout.isatty()  # then the tweet appears as it is written
+        stream = self.model.stream(
+            torch.tensor([prompt] * len(rows), device=self.model.wte.weight.device),
+            settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k or None,
+            top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
+            stop_token=END_OF_TEXT,
+            seeds=seeds,
+        )
+        for tokens in stream:
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                row.append(token)
+            if live:
+                print("\r" + self.text(rows[0])[-100:], end="", file=sys.stderr, flush=True)
+        if live:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        return [self.text(row) for row in rows]
+
+    def text(self, row):
         end = row.index(END_OF_TEXT) if END_OF_TEXT in row else len(row)
-        tweets.append(tokenizer.decode(row[:end]).strip())
-    return tweets
+        return self.tokenizer.decode(row[:end]).strip()
 
 
-def keep(tweets, settings, path):
+def keep(lines, start, settings, path):
     """Add the tweets to `path`, with the settings that made them."""
     earlier = path.read_text(encoding="utf-8") if path.exists() else ""
-    how = " ".join(
-        f"--{name}={getattr(settings, name)!r}"
-        for name in ("start", "max_new_tokens", "temperature", "top_k", "seed")
-    )
+    names = "max_new_tokens min_novelty temperature top_k top_p repetition_penalty seed".split()  # noqa: SIM905
+    how = " ".join(f"--{name}={getattr(settings, name)}" for name in names)
     with written_whole(path) as file:
-        file.write(f"{earlier}# a model's parody, nobody's words: {how}\n")
-        file.writelines(f"{tweet}\n" for tweet in tweets)
+        file.write(f"{earlier}# a model's parody, nobody's words: --start={start.strip()!r} {how}\n")
+        file.writelines(f"{line}\n" for line in lines)
         file.write("\n")
+
+
+# --- novelty --------------------------------------------------------------------------------------
+
+
+def words(text):
+    return re.findall(r"\w+", text.casefold())
+
+
+class TrainingTweets:
+    """The word sequences of the tweets that a model was trained on, as hashes: 16 bytes a word."""
+
+    def __init__(self, tweets):
+        self.tweets = tweets
+        hashes, self.ends = [], []
+        count = 0
+        for tweet in tweets:
+            found = [hash(word) for word in words(tweet)]
+            hashes.append(np.array([*found, 0], np.int64))  # 0 parts the tweets
+            count += len(found) + 1
+            self.ends.append(count)
+        self.hashes = np.concatenate(hashes) if hashes else np.zeros(0, np.int64)
+        self.grams = np.unique(gram_hashes(self.hashes))
+
+    @classmethod
+    def read(cls, path):
+        """The training part of prepare.py's processed.txt; held-out tweets do not count as known."""
+        with open(path, encoding="utf-8", newline="\n") as file:
+            return cls([tweet for tweet in map(str.rstrip, file) if not held_out(tweet)])
+
+    def novelty(self, text):
+        """The share of the text's word 4-grams in no training tweet, and a tweet that holds the whole text.
+
+        That tweet is None where there is none. A text of fewer than four words counts as one gram.
+        """
+        own = np.array([hash(word) for word in words(text)], np.int64)
+        if not len(own):
+            return 1.0, None
+        source = self.find(own)
+        if len(own) < GRAM:
+            return float(source is None), source
+        grams = gram_hashes(own)
+        places = np.searchsorted(self.grams, grams).clip(max=max(len(self.grams) - 1, 0))
+        known = self.grams[places] == grams if len(self.grams) else np.zeros(len(grams), bool)
+        return float(1 - known.mean()), source
+
+    def find(self, own):
+        """The first training tweet that holds the words of `own` in a row, or None."""
+        last = len(self.hashes) - len(own) + 1
+        places = np.flatnonzero(self.hashes[: max(last, 0)] == own[0])
+        for offset in range(1, len(own)):
+            places = places[self.hashes[places + offset] == own[offset]]
+        return self.tweets[bisect.bisect_right(self.ends, places[0])] if len(places) else None
+
+
+def gram_hashes(hashes):
+    """A hash of each run of four words: (n,) int64 -> (n - 3,) uint64."""
+    parts = hashes.view(np.uint64)
+    total = np.zeros(max(len(parts) - GRAM + 1, 0), np.uint64)
+    for offset in range(GRAM):
+        total = total * np.uint64(0x9E3779B97F4A7C15) + parts[offset : offset + len(total)]
+        total ^= total >> np.uint64(29)
+    return total
+
+
+# --- looking inside -------------------------------------------------------------------------------
+
+
+def plot_attention(model, tokenizer, ids, path):
+    """Draw a grid of layers by heads: how much each token (down) looks at each before it (across)."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    ids = ids[: model.config.block_size]
+    maps = model.attention_maps(torch.tensor([ids], device=model.wte.weight.device))[:, 0].cpu().numpy()
+    labels = [label(tokenizer, token) for token in ids]
+    n_layer, n_head, T, _ = maps.shape
+    side = max(2.6, 0.17 * T + 0.9)  # inches; room for each label
+    figure = Figure(figsize=(side * n_head + 1, side * n_layer + 0.6), layout="constrained")
+    axes = figure.subplots(n_layer, n_head, squeeze=False)
+    for layer in range(n_layer):
+        for head in range(n_head):
+            panel = axes[layer, head]
+            # the root of the weight, since one strong look would leave all others black
+            image = panel.imshow(maps[layer, head], norm=PowerNorm(0.5, 0, 1), cmap="magma")
+            panel.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            panel.set_xticks(range(T), labels, rotation=90, fontsize=7, parse_math=False)
+            panel.set_yticks(range(T), labels, fontsize=7, parse_math=False)
+    figure.colorbar(image, ax=axes, label="attention (each row sums to 1)", shrink=0.8)
+    with written_whole(path, "wb") as file:
+        figure.savefig(file, dpi=100, format="png")
+
+
+def label(tokenizer, token):
+    """A token's text for a plot: what the font cannot draw is written as its code points or bytes."""
+    from matplotlib import font_manager
+
+    if token == END_OF_TEXT:
+        return "<start>"
+    raw = tokenizer.decode_single_token_bytes(token)
+    try:
+        text = raw.decode().strip() or "space"
+    except UnicodeDecodeError:  # a part of a character
+        return raw.strip().hex(" ")
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    return "".join(c if font.get_char_index(ord(c)) else f"U+{ord(c):04X}" for c in text)
 
 
 if __name__ == "__main__":

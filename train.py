@@ -9,11 +9,14 @@ Writes to out/: best.pt (the weights with the lowest val loss), last.pt (everyth
 needs), loss.csv and loss.png.
 """
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import pathlib
+import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -89,24 +92,30 @@ def main(settings):
     run = Run(settings, meta, device, dtype)
     if settings.init_from == "resume":
         run.resume()
+    else:
+        set_aside(run.out_dir)
     describe(run, device, dtype, train_data, val_data)
 
     model = torch.compile(run.model) if settings.compile else run.model
     progress = Progress(run, len(train_data))
-    for iteration in range(run.iteration, settings.max_iters + 1):
-        run.iteration = iteration
-        if run.is_due():
-            scores = evaluate(run.best_guess(), val_data, meta["val_bytes"])
-            run.record(progress.row(iteration, *scores))
-            run.save()
-            progress.report(run.history[-1], is_best=run.best["iter"] == iteration)
-        elif iteration % settings.log_interval == 0:
-            progress.log(iteration)
-        if iteration < settings.max_iters:
-            progress.add(train_step(model, run.optimizer, run.scaler, train_data, iteration, settings, dtype))
-            if run.averaged:
-                run.averaged.update_parameters(run.model)
-    progress.close()
+    with stop_signals() as signals:
+        for iteration in range(run.iteration, settings.max_iters + 1):
+            if run.is_due():
+                scores = evaluate(run.best_guess(), val_data, meta["val_bytes"])
+                run.record(progress.row(*scores))
+                run.save()
+                progress.report()
+            elif iteration % settings.log_interval == 0:
+                progress.log()
+            if signals or iteration == settings.max_iters:
+                break
+            run.add(train_step(model, run.optimizer, run.scaler, train_data, iteration, settings, dtype))
+            progress.bar.update()
+    progress.bar.close()
+    if signals:
+        run.save()
+        print(f"stopped at iteration {run.iteration:,}; go on with the same command and --init_from=resume")
+        raise SystemExit(128 + signals[0])
     best, where = run.best, "" if settings.out_dir == "out" else f" --out_dir={settings.out_dir}"
     print(
         f"best val loss {best['val_loss']:.4f} nats a token, {best['bits_per_byte']:.4f} bits per byte, "
@@ -130,13 +139,31 @@ class Run:
         self.averaged = make_average(self.model, settings.average_decay)
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-        self.iteration = 0
+        self.iteration = 0  # steps done
+        self.losses = []  # of the steps since the last evaluation: tensors, for reading one makes a GPU wait
         self.history = []  # the rows of loss.csv
         self.best = {"iter": 0, "val_loss": math.inf, "bits_per_byte": math.inf}
 
     def best_guess(self):
         """The weights to evaluate and to keep: the averaged ones where there are such."""
         return self.averaged.module if self.averaged else self.model
+
+    def add(self, loss):
+        """Count a step that ended with `loss`."""
+        self.iteration += 1
+        self.losses.append(loss)
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
+
+    def train_loss(self):
+        """The mean loss since the last evaluation; raises UserError when it is not a number any more."""
+        loss = float(torch.stack(self.losses).mean()) if self.losses else math.nan
+        if self.losses and not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} before iteration {self.iteration:,}; lower learning_rate or "
+                f"grad_clip. {self.out_dir}/last.pt still holds the run as last evaluated"
+            )
+        return loss
 
     def is_due(self):
         """Whether this iteration is to be evaluated, and has not been before the run was resumed."""
@@ -145,12 +172,14 @@ class Run:
         return not done and (last or self.iteration % self.settings.eval_interval == 0)
 
     def record(self, row):
+        self.losses = []
         self.history.append(row)
         if row["val_loss"] < self.best["val_loss"]:
             self.best = {key: row[key] for key in self.best}
 
     def save(self):
         """Write loss.csv, loss.png, last.pt and, when these are the best weights so far, best.pt."""
+        self.train_loss()  # nothing is overwritten by weights that are lost
         with written_whole(self.out_dir / "loss.csv") as file:
             writer = csv.DictWriter(file, list(self.history[0]), lineterminator="\n")
             writer.writeheader()
@@ -162,6 +191,7 @@ class Run:
         state = {
             "settings": dataclasses.asdict(self.settings),
             "iteration": self.iteration,
+            "losses": self.losses,
             "history": self.history,
             "best": self.best,
             "averaged": self.averaged.state_dict() if self.averaged else None,
@@ -186,15 +216,60 @@ class Run:
             raise UserError(f"cannot resume {path}: {shown}; change it back, or start anew")
         for key in sorted(changed - {"init_from"}):
             print(f"changed since {path} was written: {key} from {before[key]} to {now[key]}")
-        self.model.load_state_dict(saved["model"])
-        if self.averaged:
-            self.averaged.load_state_dict(saved["averaged"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        torch.set_rng_state(saved["random"])
-        if len(saved["random_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(saved["random_cuda"])
-        self.iteration, self.history, self.best = saved["iteration"], saved["history"], saved["best"]
+        try:
+            self.model.load_state_dict(saved["model"])
+            if self.averaged:
+                self.averaged.load_state_dict(saved["averaged"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, moments in self.optimizer.state.items():
+                if (
+                    moments["exp_avg"].shape != parameter.shape
+                    or moments["exp_avg_sq"].shape != parameter.shape
+                ):
+                    raise ValueError("the optimizer's moments do not fit the weights")
+            self.scaler.load_state_dict(saved["scaler"])
+            torch.set_rng_state(saved["random"])
+            if len(saved["random_cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(saved["random_cuda"])
+            for name in ("iteration", "losses", "history", "best"):
+                setattr(self, name, saved[name])
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            why = str(error).split("\n")[0]
+            raise UserError(f"{path} is damaged and cannot be resumed ({why}); start anew") from None
+
+
+def set_aside(out_dir):
+    """Move what an earlier run left in `out_dir` to out_dir/previous, so that a new run destroys nothing."""
+    names = ("best.pt", "last.pt", "loss.csv", "loss.png", "samples.txt", "attention.png")
+    found = [out_dir / name for name in names if (out_dir / name).exists()]
+    if not found:
+        return
+    previous, collecting = out_dir / "previous", out_dir / "previous.tmp"
+    collecting.mkdir(exist_ok=True)  # there already if an earlier move was cut short: then complete it
+    for path in found:
+        path.replace(collecting / path.name)
+    shutil.rmtree(previous, ignore_errors=True)
+    collecting.replace(previous)
+    print(f"the earlier run in {out_dir} is now in {previous}; to go on with it instead, move it back "
+          f"and add --init_from=resume")  # fmt: skip
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Collect Ctrl-C and SIGTERM in a list, so that an iteration can end; a second one ends it at once."""
+    received, before = [], {}
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -360,55 +435,47 @@ class Progress:
     """Times the run and tells the user: a bar on a terminal, plain lines in a pipe, a row an evaluation."""
 
     def __init__(self, run, n_tokens):
-        self.settings, self.n_tokens, self.first = run.settings, n_tokens, run.iteration
+        self.run, self.n_tokens, self.first_iter = run, n_tokens, run.iteration
         self.elapsed_before = run.history[-1]["elapsed_seconds"] if run.history else 0.0
-        self.bar = tqdm(total=run.settings.max_iters, initial=self.first, disable=not sys.stderr.isatty())
+        self.bar = tqdm(total=run.settings.max_iters, initial=run.iteration, disable=not sys.stderr.isatty())
         self.began = self.last_time = time.perf_counter()
-        self.steps, self.loss_sum = 0, 0.0  # since the last evaluation
+        self.last_iter = run.iteration
 
-    def add(self, loss):
-        self.steps += 1
-        self.loss_sum += loss  # a tensor: reading its value would make a GPU wait
-        self.bar.update()
-
-    def row(self, iteration, val_loss, bits_per_byte):
+    def row(self, val_loss, bits_per_byte):
         """A row of loss.csv; the train loss is the mean over the batches since the row before."""
-        now, per_iter = time.perf_counter(), tokens_per_iteration(self.settings)
-        row = {
+        now, iteration = time.perf_counter(), self.run.iteration
+        tokens = tokens_per_iteration(self.run.settings)
+        return {
             "iter": iteration,
-            "epoch": iteration * per_iter / self.n_tokens,
-            "train_loss": float(self.loss_sum) / self.steps if self.steps else math.nan,
+            "epoch": iteration * tokens / self.n_tokens,
+            "train_loss": self.run.train_loss(),
             "val_loss": val_loss,
             "bits_per_byte": bits_per_byte,
-            "lr": learning_rate_at(iteration, self.settings),
-            "tokens_per_second": self.steps * per_iter / (now - self.last_time),
+            "lr": learning_rate_at(iteration, self.run.settings),
+            "tokens_per_second": (iteration - self.last_iter) * tokens / (now - self.last_time),
             "elapsed_seconds": self.elapsed_before + now - self.began,
         }
-        self.steps, self.loss_sum = 0, 0.0
-        return row
 
-    def time_left(self, iteration):
-        pace = (time.perf_counter() - self.began) / max(iteration - self.first, 1)
-        minutes, seconds = divmod(round(pace * (self.settings.max_iters - iteration)), 60)
-        return f"{minutes}:{seconds:02} min left"
+    def time_left(self):
+        pace = (time.perf_counter() - self.began) / max(self.run.iteration - self.first_iter, 1)
+        minutes, seconds = divmod(round(pace * (self.run.settings.max_iters - self.run.iteration)), 60)
+        return f"{minutes}:{seconds:02} min left" if self.run.iteration > self.first_iter else ""
 
-    def log(self, iteration):
-        if self.bar.disable and self.steps:
-            print(f"iter {iteration:6,}  train loss {float(self.loss_sum) / self.steps:.4f}  "
-                  f"{self.time_left(iteration)}", flush=True)  # fmt: skip
+    def log(self):
+        if self.bar.disable and self.run.losses:
+            loss = self.run.train_loss()
+            print(f"iter {self.run.iteration:6,}  train loss {loss:.4f}  {self.time_left()}", flush=True)
 
-    def report(self, row, is_best):
-        left = self.time_left(row["iter"]) if row["iter"] > self.first else ""
+    def report(self):
+        row, is_best = self.run.history[-1], self.run.best["iter"] == self.run.iteration
+        train_loss = f"{row['train_loss']:.4f}" if row["tokens_per_second"] else "  -   "
         self.bar.write(
-            f"iter {row['iter']:6,}  epoch {row['epoch']:.1f}  train loss {row['train_loss']:.4f}  "
+            f"iter {row['iter']:6,}  epoch {row['epoch']:.1f}  train loss {train_loss}  "
             f"val loss {row['val_loss']:.4f}  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s  {left}{'  *best' if is_best else ''}"
+            f"{row['tokens_per_second']:7,.0f} tokens/s  {self.time_left()}{'  *best' if is_best else ''}"
         )
         sys.stdout.flush()
-        self.last_time = time.perf_counter()
-
-    def close(self):
-        self.bar.close()
+        self.last_time, self.last_iter = time.perf_counter(), self.run.iteration
 
 
 def plot_losses(history, best, path):
@@ -433,4 +500,9 @@ def plot_losses(history, best, path):
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        main(settings)
+        try:
+            main(settings)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+                raise
+            raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None

@@ -58,8 +58,12 @@ def written_whole(path, mode="w"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{path} could not be written: {error}; what was there before is intact"
+            ) from None
         raise
 
 
