@@ -12,11 +12,14 @@ Read it from the top: attention, MLP, block, then the GPT that stacks them. Ids 
 file are always GPT-2's, also where the model keeps only some of them (`compact_vocab`).
 """
 
+import collections
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import pickle
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -42,23 +45,32 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it
     gelu: str = "exact"  # or "tanh", the approximation that GPT-2's weights were trained with
-    compact_vocab: bool = False  # one row for each token seen in training, one shared by all others
     output_bias: bool = False  # a bias for each row of the head, started at the log of its frequency
-    unseen_chance: float = 0.0  # of training a token that occurs once as if it were unseen
+    # what helps on a small corpus; all of it needs the tables that corpus_tables() makes
+    compact_vocab: bool = False  # a row for each token seen twice or more, and one shared by all others
+    spelling: int = 0  # vectors for pieces of the tokens' spelling
+    ngram_order: int = 0  # predictions are mixed with those of an n-gram model of this order
+    ngram_weight: float = 0.5  # its share of the mixture
+    noise: float = 0.0  # how often training replaces a token that the network reads
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if type(value) is not field.type:
                 raise UserError(f"{field.name}: {value!r} is not of type {field.type.__name__}")
-            if field.type is int and value < 1:
-                raise UserError(f"{field.name}: {value} is too small; it must be at least 1")
+            least = 0 if field.name in ("spelling", "ngram_order") else 1
+            if field.type is int and value < least:
+                raise UserError(f"{field.name}: {value} is too small; it must be at least {least}")
             if field.type is float and not 0 <= value < 1:
                 raise UserError(f"{field.name}: {value} is out of range; it must lie in [0, 1)")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.gelu not in ("exact", "tanh"):
             raise UserError(f"gelu: {self.gelu!r} is not one of exact, tanh")
+        if (self.spelling or self.ngram_order) and not self.compact_vocab:
+            raise UserError("spelling and ngram_order need compact_vocab=True")
+        if self.ngram_order == 1 or (self.noise and not self.ngram_order):
+            raise UserError(f"ngram_order: {self.ngram_order} should be 2 or more (noise needs it), or 0")
 
 
 class CausalSelfAttention(nn.Module):
@@ -132,37 +144,186 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class NGrams(nn.Module):
+    """An n-gram model: how often each token followed the last few ones in the training data.
+
+    Interpolated modified Kneser-Ney (Chen & Goodman 1999, "An Empirical Study of Smoothing Techniques
+    for Language Modeling"): each order discounts its counts and leaves what it saved to the order
+    below, which counts in how many contexts a token occurs instead of how often.
+
+    Tokens are numbers below `n`; n itself stands for all that were never seen, and gets what the lowest
+    order saved. An n-gram is known by its place in `keys`, a sorted list of (place of all but its last
+    token) * (n + 1) + last token, so all that follows a context stands side by side.
+    """
+
+    def __init__(self, tables):
+        super().__init__()
+        self.order = len(tables) // 3
+        self.n_symbols = len(tables["keys1"])
+        for name, table in tables.items():
+            self.register_buffer(name, table)
+
+    @staticmethod
+    def count(tokens, n, order):
+        """The tables for the training data `tokens`, (N,) int64 below n."""
+        n_symbols = n + 1
+        keys, counts = [torch.arange(n_symbols)], [torch.bincount(tokens, minlength=n_symbols)]
+        ending = tokens  # the n-gram that ends at each token, from the n-th on
+        for k in range(2, order + 1):
+            extended = ending[:-1] * n_symbols + tokens[k - 1 :]
+            key, place, count = torch.unique(extended, return_inverse=True, return_counts=True)
+            shorter = torch.zeros_like(key).scatter_(0, place, ending[1:])  # each without its first token
+            counts[-1] = torch.bincount(shorter, minlength=len(keys[-1]))
+            keys.append(key)
+            counts.append(count)
+            ending = place
+        tables = {}
+        for k, (key, count) in enumerate(zip(keys, counts, strict=True), 1):
+            context, n_contexts = (key // n_symbols, len(keys[k - 2])) if k > 1 else (key * 0, 1)
+            of = [max(float((count == c).sum()), 1.0) for c in range(5)]
+            y = of[1] / (of[1] + 2 * of[2])
+            discounts = [0.0, *(c - (c + 1) * y * of[c + 1] / of[c] for c in (1, 2, 3))]
+            saved = torch.tensor(discounts).clamp(min=0.1)[count.clamp(max=3)] * (count > 0)
+            total = torch.bincount(context, count, n_contexts)
+            backoff = torch.bincount(context, saved, n_contexts) / total
+            tables[f"keys{k}"] = key
+            tables[f"probs{k}"] = ((count - saved) / total[context]).float()
+            tables[f"backoff{k}"] = backoff.where(total > 0, 1.0).float()
+        tables["probs1"][n] = tables["backoff1"][0]
+        return tables
+
+    def forward(self, tokens, targets=None):
+        """The probability of each token being next, (B, T) -> (B, T, n + 1); of targets (B, T) -> (B, T)."""
+        probs = self.probs1.expand(*tokens.shape, -1) if targets is None else self.probs1[targets]
+        context = tokens  # the n-gram that ends at each token, -1 if it never occurred
+        for k in range(2, self.order + 1):
+            keys, values = self.get_buffer(f"keys{k}"), self.get_buffer(f"probs{k}")
+            weight = self.get_buffer(f"backoff{k}")[context].where(context >= 0, 1.0)
+            if targets is None:
+                probs = probs * weight[..., None]
+                first, count = self._following(keys, context.flatten())
+                position = torch.arange(len(count), device=keys.device).repeat_interleave(count)
+                place = torch.arange(len(position), device=keys.device)
+                place = place + (first - count.cumsum(0) + count)[position]
+                probs.flatten(0, 1)[position, keys[place] % self.n_symbols] += values[place]
+            else:
+                place = self._find(keys, context, targets)
+                probs = probs * weight + values[place].where(place >= 0, 0.0)
+            context = self._find(keys, F.pad(context[:, :-1], (1, 0), value=-1), tokens)
+        return probs
+
+    def _find(self, keys, context, token):
+        """The place of the n-gram `context` + `token`, -1 where it never occurred."""
+        wanted = context * self.n_symbols + token
+        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        return place.where((context >= 0) & (keys[place] == wanted), -1)
+
+    def _following(self, keys, context):
+        """Where the n-grams that begin with `context` stand, and how many they are."""
+        first = torch.searchsorted(keys, context * self.n_symbols)
+        count = torch.searchsorted(keys, (context + 1) * self.n_symbols) - first
+        return first, count.where(context >= 0, 0)
+
+
+def corpus_tables(config, token_counts, texts=None, tokens=None):
+    """What a model with a compact vocabulary knows of its training data before it is trained.
+
+    token_counts: (vocab_size,) how often each id occurs; texts: the text of each id, for `spelling`;
+    tokens: (N,) int64 ids of the training data, for `ngram_order`. Returns tensors by name for GPT().
+    """
+    counts = torch.as_tensor(token_counts, dtype=torch.int64)
+    # kept tokens first, then those that occur once, then the unseen ones: a token's place tells its kind
+    kind = 2 - (counts >= 1).long() - (counts >= 2).long()
+    id_of_place = torch.argsort(kind, stable=True)
+    tables = {"token_counts": counts, "id_of_place": id_of_place}
+    n_kept, n_seen = int((counts >= 2).sum()), int((counts >= 1).sum())
+    if config.spelling:
+        ordered = [texts[i] for i in id_of_place.tolist()]
+        pieces = [[zlib.crc32(piece.encode()) % config.spelling for piece in spelled(t)] for t in ordered]
+        lengths = torch.tensor([0, *map(len, pieces)])
+        tables["spelling"] = torch.tensor([p for token in pieces for p in token], dtype=torch.int32)
+        tables["spelling_ends"] = lengths.cumsum(0).int()
+        tables |= rare_groups(ordered[n_kept:], id_of_place[n_kept:], ordered[:n_seen], counts[id_of_place])
+    if config.ngram_order:
+        place_of_id = torch.argsort(id_of_place)
+        tables |= NGrams.count(place_of_id[tokens], n_seen, config.ngram_order)
+    return tables
+
+
+def spelled(text):
+    """The pieces that a token's vector is made of: 3 to 5 letters in a row, the word, and its looks.
+
+    The idea is fastText's (Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information").
+    """
+    word = text.strip().casefold()
+    framed = f"<{word}>"
+    grams = [framed[at : at + size] for size in (3, 4, 5) for at in range(len(framed) - size + 1)]
+    return [*grams, f"word {word}", f"looks {looks(text)}"]
+
+
+def looks(text):
+    """The kind of a token by its letters, with a mark for a leading space: "Capital ", "digits", …"""
+    bare = text.strip()
+    kinds = {
+        "space": not bare,
+        "bytes": "\ufffd" in bare,
+        "lower": bare.islower(),
+        "UPPER": bare.isupper() and len(bare) > 1,
+        "Capital": bare[:1].isupper(),
+        "digits": bare.isdigit(),
+        "other": True,
+    }
+    return next(kind for kind, fits in kinds.items() if fits) + " " * text.startswith(" ")
+
+
+def rare_groups(texts, ids, seen_texts, seen_counts):
+    """Group rare tokens that look alike, so that one score serves a group.
+
+    A group shares looks, GPT-2's merge rank (frequent in English is low), how often the word occurs in
+    other forms, and length. Returns the group of each token and the one-hot features of each group.
+    """
+    forms = collections.Counter()
+    for text, count in zip(seen_texts, seen_counts.tolist(), strict=False):
+        forms[text.strip().casefold()] += count
+    n_once = len(seen_texts) - (len(seen_counts) - len(texts))
+    kinds = sorted({looks(text) for text in texts})
+    described = []
+    for place, (text, token) in enumerate(zip(texts, ids.tolist(), strict=True)):
+        rank = min(int(2 * math.log2(token / 300 + 1)), 15)
+        others = forms[text.strip().casefold()] - (place < n_once)
+        described.append(
+            (kinds.index(looks(text)), rank, min(int(math.log2(others + 1)), 3), min(len(text), 8))
+        )
+    groups, group_of = torch.unique(torch.tensor(described), dim=0, return_inverse=True)
+    kind = F.one_hot(groups[:, 0], len(kinds)).float()
+    others = [F.one_hot(groups[:, column]).float() for column in (1, 2, 3)]
+    return {"group_of": group_of, "group_features": torch.cat([kind, kind * groups[:, 1:2] / 8, *others], 1)}
+
+
 class GPT(nn.Module):
     """GPT-2: embeddings, a stack of blocks, a final LayerNorm, and a head tied to the embeddings.
 
-    `token_counts` (vocab_size,) says how often each id occurs in the training data. It is needed for
-    `compact_vocab` (the ids with a count keep a row of their own; one more row is shared by all
-    others, whose probability it spreads evenly over them) and for `output_bias`.
+    With `compact_vocab`, tokens that the training data holds once or never share one row, "rare". What
+    a singleton's neighbours teach is then what to expect of a token that is new. By Good and Turing, of
+    what is rare in new text 2 * N2 parts occur once in the training data and N1 parts never (Nk: the
+    number of tokens that occur k times there). Inside a part, groups of tokens that look alike are
+    scored by what the network has read (`spelling`), or all are as likely.
     """
 
-    def __init__(self, config, token_counts=None):
+    def __init__(self, config, tables=None):
         super().__init__()
         self.config = config
         self.notes = {}  # what was saved beside the weights
-        if token_counts is None:
-            if config.compact_vocab:
-                raise UserError("compact_vocab needs token_counts, the count of each id in the training data")
-            token_counts = torch.ones(config.vocab_size, dtype=torch.int64)
-        self.register_buffer("token_counts", token_counts.to(torch.int64).clone())
-        seen = token_counts > 0
-        self.n_kept = int(seen.sum()) if config.compact_vocab else config.vocab_size
-        self.n_unseen = config.vocab_size - self.n_kept
-        n_rows = self.n_kept + (self.n_unseen > 0)
-        if self.n_unseen:
-            rows = torch.where(seen, seen.cumsum(0) - 1, self.n_kept)
-            self.register_buffer("row_of_id", rows, persistent=False)
-            self.register_buffer("id_of_row", seen.nonzero()[:, 0], persistent=False)
-            self.register_buffer(
-                "occurs_once", torch.cat([token_counts[seen] == 1, seen.new_zeros(1)]), False
-            )
-
+        self.n_kept = self.n_seen = config.vocab_size
+        self.tables = nn.Module()
+        if config.compact_vocab:
+            if tables is None:
+                raise UserError("compact_vocab needs the tables that corpus_tables() makes")
+            self._use(tables)
+        n_rows = self.n_kept + config.compact_vocab
         self.wte = nn.Embedding(n_rows, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.spell = nn.Embedding(config.spelling, config.n_embd) if config.spelling else None
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -173,82 +334,205 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / scale)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        self.head_bias = nn.Parameter(self._log_frequencies()) if config.output_bias else None
+        self.head_bias = nn.Parameter(torch.zeros(n_rows)) if config.output_bias else None
+        if config.output_bias and tables is not None:
+            self.head_bias.data.copy_(self._log_frequencies(tables["token_counts"]))
+        if config.compact_vocab:
+            self.rare = nn.Linear(config.n_embd, self.tables.group_features.shape[1])
+            nn.init.zeros_(self.rare.weight)
+            nn.init.zeros_(self.rare.bias)
 
-    def _log_frequencies(self):
+    def _use(self, tables):
+        """Keep the tables as buffers, and what follows from them."""
+        counts = tables["token_counts"]
+        self.n_kept, self.n_seen = int((counts >= 2).sum()), int((counts >= 1).sum())
+        n_rare = self.config.vocab_size - self.n_kept
+        if "group_of" not in tables:  # one group, all as likely
+            alike = {"group_of": torch.zeros(n_rare, dtype=torch.int64), "group_features": torch.zeros(1, 1)}
+            tables = tables | alike
+        ngrams = {name: table for name, table in tables.items() if name[-1].isdigit()}
+        self.ngrams = NGrams(ngrams) if self.config.ngram_order else None
+        for name in tables.keys() - ngrams.keys():
+            self.tables.register_buffer(name, tables[name])
+        once, twice = float((counts == 1).sum()), float((counts == 2).sum())
+        self.once_share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
+        # training sees the singletons stand in for unseen tokens, but not the ones that come back
+        self.rare_boost = math.log(max(once + 2 * twice, 1.0) / max(once, 1.0))
+        group_of, n_groups, n_once = (
+            tables["group_of"],
+            len(tables["group_features"]),
+            self.n_seen - self.n_kept,
+        )
+        for name, part in (("rare", group_of), ("once", group_of[:n_once]), ("unseen", group_of[n_once:])):
+            size = torch.bincount(part, minlength=n_groups).float().log()
+            self.tables.register_buffer(f"log_{name}", size, persistent=False)
+        place_of_id = torch.argsort(tables["id_of_place"])
+        self.tables.register_buffer("place_of_id", place_of_id, persistent=False)
+        if self.config.noise:
+            pairs, n_symbols = self.ngrams.keys2, self.ngrams.n_symbols
+            followers = torch.bincount(pairs // n_symbols, minlength=n_symbols)[: self.n_seen]
+            chance = self.config.noise * followers / counts[tables["id_of_place"][: self.n_seen]]
+            chance = F.pad(chance, (0, self.config.vocab_size - self.n_seen))
+            self.tables.register_buffer("noise_chance", chance, persistent=False)
+            self.tables.register_buffer("noise", pairs % n_symbols, persistent=False)
+
+    def _log_frequencies(self, counts):
         """log p of each row by count alone, (rows,): what a model knows before it reads any context."""
-        counts = self.token_counts.double()
-        if self.n_unseen:  # by Good and Turing, new tokens are as likely as tokens seen once
-            counts = torch.cat([counts[self.id_of_row], (counts == 1).sum()[None]])
-        return (counts.clamp(min=0.5) / counts.sum()).log().float()
+        if self.config.compact_vocab:
+            kept = counts[self.tables.id_of_place[: self.n_kept]]
+            counts = torch.cat([kept, (counts == 1).sum()[None]])
+        counts = counts.double().clamp(min=0.5)
+        return (counts / counts.sum()).log().float()
 
     # --- from ids to probabilities ----------------------------------------------------------------
+    #
+    # Inside, a token is its place: below n_kept it has a row of its own, below n_seen it is known to
+    # the n-grams. In a full vocabulary, places are ids.
 
-    def _hidden(self, rows, cache=None, start=0):
-        """(B, T) rows of the embedding -> (B, T, C), what the head reads."""
-        T = rows.shape[1]
+    def _places(self, ids):
+        return self.tables.place_of_id[ids] if self.config.compact_vocab else ids
+
+    def _ids(self, places):
+        return self.tables.id_of_place[places] if self.config.compact_vocab else places
+
+    def _spelled(self):
+        """The vectors of the tokens' spelling, by place, (places, C); in training of the seen ones only."""
+        if self.spell is None:
+            return None
+        ends = self.tables.spelling_ends[: (self.n_seen if self.training else self.config.vocab_size) + 1]
+        total = F.embedding_bag(
+            self.tables.spelling[: ends[-1]], self.spell.weight, ends, mode="sum", include_last_offset=True
+        )
+        return total / ends.diff().sqrt()[:, None]
+
+    def _head(self, spelled):
+        """The vector of each row, (rows, C): the head scores with what the embedding reads."""
+        if spelled is None:
+            return self.wte.weight
+        return self.wte.weight + F.pad(spelled[: self.n_kept], (0, 0, 0, 1))
+
+    def _bias(self):
+        """The head's bias for new text, (rows,) or None."""
+        if self.training or not self.config.compact_vocab:
+            return self.head_bias
+        boost = F.pad(self.wte.weight.new_zeros(self.n_kept), (0, 1), value=self.rare_boost)
+        return boost if self.head_bias is None else self.head_bias + boost
+
+    def _hidden(self, places, spelled, cache=None, start=0):
+        """(B, T) places -> (B, T, C), what the head reads. `cache` and `start` as in CausalSelfAttention."""
+        T = places.shape[1]
         if start + T > self.config.block_size:
             raise ValueError(f"{start + T} tokens are more than block_size, {self.config.block_size}")
-        positions = torch.arange(start, start + T, device=rows.device)
-        x = self.drop(self.wte(rows) + self.wpe(positions))
+        x = self.wte(places.clamp(max=self.wte.num_embeddings - 1))
+        x = x + self.wpe(torch.arange(start, start + T, device=places.device))
+        if spelled is not None:
+            x = x + F.embedding(places.clamp(max=len(spelled) - 1), spelled)
+        x = self.drop(x)
         for layer, block in enumerate(self.h):
             x = block(x, None if cache is None else cache[layer], start)
         return self.ln_f(x)
 
-    def _rows(self, ids):
-        return self.row_of_id[ids] if self.n_unseen else ids
+    def _noised(self, places):
+        """Replace tokens by others, the more often the less their followers tell, (B, T) -> (B, T).
 
-    def _row_log_probs(self, rows, cache=None, start=0, last_only=False):
-        """Log-probabilities of what may follow: rows (B, T) -> (B, T, rows), or (B, rows) after the last."""
-        hidden = self._hidden(rows, cache, start)
-        hidden = hidden[:, -1] if last_only else hidden
-        return F.linear(hidden, self.wte.weight, self.head_bias).log_softmax(-1)
+        After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance
+        grows with the share of distinct followers, and the draw is from Kneser-Ney's lowest order. Only
+        what the network reads is noised, never what it is to predict.
+        """
+        drawn = torch.randint(len(self.tables.noise), places.shape, device=places.device)
+        hit = torch.rand(places.shape, device=places.device) < self.tables.noise_chance[places]
+        return self.tables.noise[drawn].where(hit, places)
+
+    def _rare_log_probs(self, hidden, log_sizes):
+        """The log-probability of a token of each group, where groups are so large: (…, C) -> (…, groups)."""
+        scores = self.rare(hidden) @ self.tables.group_features.T
+        return scores - (scores + log_sizes).logsumexp(-1, keepdim=True)
 
     def forward(self, idx, targets=None):
         """Predict the token after each.
 
         idx, targets: (B, T) int64 ids, T <= block_size; targets of -1 are ignored.
         Returns (logits, loss). With targets, loss is the mean negative log-likelihood over the full
-        vocabulary, in nats a token, and logits is None. Without, logits are (B, T, vocab_size), whose
-        log_softmax is the model's distribution, and loss is None.
+        vocabulary, in nats a token, and logits is None; in training mode it is that of the network
+        alone, on noised input. Without targets, logits are (B, T, vocab_size), whose log_softmax is the
+        model's distribution, and loss is None.
         """
         if targets is None:
-            if self.n_unseen:
+            if self.config.compact_vocab:
                 return self.log_probs(idx), None
-            return F.linear(self._hidden(idx), self.wte.weight, self.head_bias), None
-        rows, target_rows = self._rows(idx), self._rows(targets.clamp(min=0))
-        if self.n_unseen and self.training and self.config.unseen_chance:
-            # leave-one-out: a token that occurs once would be unseen, were it not in this very window
-            drawn = torch.rand(self.n_kept + 1, device=idx.device) < self.config.unseen_chance
-            stand_in = torch.arange(self.n_kept + 1, device=idx.device)
-            stand_in = stand_in.masked_fill(drawn & self.occurs_once, self.n_kept)
-            rows, target_rows = stand_in[rows], stand_in[target_rows]
-        loss = F.linear_cross_entropy(
-            self._hidden(rows).flatten(0, 1),
-            self.wte.weight,
-            target_rows.where(targets >= 0, -1).flatten(),
-            linear_bias=self.head_bias,
-            ignore_index=-1,
-            options=LOSS_OPTIONS,
-        )
-        if self.n_unseen:  # the shared row stands for n_unseen tokens, all as likely
-            shared = (target_rows == self.n_kept) & (targets >= 0)
-            loss = loss + math.log(self.n_unseen) * shared.sum() / (targets >= 0).sum()
-        return None, loss
+            return F.linear(self._hidden(idx, None), self.wte.weight, self.head_bias), None
+        valid = (targets >= 0).flatten()
+        places, spelled = self._places(idx), self._spelled()
+        read = self._noised(places) if self.training and self.config.noise else places
+        hidden = self._hidden(read, spelled).flatten(0, 1)
+        target = self._places(targets.clamp(min=0))  # (B, T)
+        row = target.flatten().clamp(max=self.wte.num_embeddings - 1)
+        cross_entropy = functools.partial(
+            F.linear_cross_entropy, hidden, self._head(spelled), row.where(valid, -1),
+            linear_bias=self._bias(), ignore_index=-1, options=LOSS_OPTIONS,
+        )  # fmt: skip
+        if not self.config.compact_vocab:
+            return None, cross_entropy()
+        if self.training:
+            (at,) = torch.nonzero((row == self.n_kept) & valid, as_tuple=True)
+            group = self.tables.group_of[target.flatten()[at] - self.n_kept]
+            among_rare = self._rare_log_probs(hidden[at], self.tables.log_rare).gather(1, group[:, None])
+            return None, cross_entropy() - among_rare.sum() / valid.sum()
+        log_probs = self._target_log_probs(-cross_entropy(reduction="none"), hidden, places, target)
+        return None, -log_probs[valid].mean()
+
+    def _target_log_probs(self, log_probs, hidden, places, target):
+        """From the log-probabilities of the targets' rows (B * T,) to those of the targets."""
+        flat, tables = target.flatten(), self.tables
+        among_once = torch.zeros_like(log_probs)
+        among_unseen = torch.zeros_like(log_probs)
+        for part, log_sizes, share, out in (
+            ((flat >= self.n_kept) & (flat < self.n_seen), tables.log_once, self.once_share, among_once),
+            (flat >= self.n_seen, tables.log_unseen, 1 - self.once_share, among_unseen),
+        ):
+            (at,) = torch.nonzero(part, as_tuple=True)
+            group = tables.group_of[flat[at] - self.n_kept]
+            out[at] = self._rare_log_probs(hidden[at], log_sizes).gather(1, group[:, None])[:, 0]
+            log_probs[at] += math.log(max(share, 1e-9))
+        log_probs = log_probs + among_once
+        if self.ngrams is not None:
+            symbols, weight = (p.clamp(max=self.n_seen) for p in (places, target)), self.config.ngram_weight
+            counted = self.ngrams(*symbols).flatten().log()
+            log_probs = torch.logaddexp(log_probs + math.log(1 - weight), counted + math.log(weight))
+        return log_probs + among_unseen
+
+    def _symbol_log_probs(self, hidden, spelled, places):
+        """Log-probabilities of the seen tokens by place, and last of all unseen ones together.
+
+        hidden (B, T', C) at the last T' of places (B, T) -> (B, T', n_seen + 1), or (B, T', V) in a full
+        vocabulary.
+        """
+        rows = F.linear(hidden, self._head(spelled), self._bias()).log_softmax(-1)
+        if not self.config.compact_vocab:
+            return rows
+        kept, rare = rows[..., :-1], rows[..., -1:]
+        group_of_once = self.tables.group_of[: self.n_seen - self.n_kept]
+        once = self._rare_log_probs(hidden, self.tables.log_once)[..., group_of_once]
+        once = once + rare + math.log(max(self.once_share, 1e-9))
+        symbols = torch.cat([kept, once, rare + math.log(max(1 - self.once_share, 1e-9))], -1)
+        if self.ngrams is None:
+            return symbols
+        context = places[:, -hidden.shape[1] - self.ngrams.order :].clamp(max=self.n_seen)
+        counted, weight = self.ngrams(context)[:, -hidden.shape[1] :].log(), self.config.ngram_weight
+        return torch.logaddexp(symbols + math.log(1 - weight), counted + math.log(weight))
 
     @torch.inference_mode()
     def log_probs(self, idx):
         """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
-        by_row = self._row_log_probs(self._rows(idx))
-        if not self.n_unseen:
-            return by_row
-        return (by_row - self._spread())[..., self.row_of_id]
-
-    def _spread(self):
-        """What the shared row's log-probability exceeds that of one unseen token by, (rows,)."""
-        spread = torch.zeros(self.n_kept + 1, device=self.wte.weight.device)
-        spread[self.n_kept] = math.log(self.n_unseen)
-        return spread
+        places, spelled = self._places(idx), self._spelled()
+        hidden = self._hidden(places, spelled)
+        symbols = self._symbol_log_probs(hidden, spelled, places)
+        if not self.config.compact_vocab:
+            return symbols
+        group_of_unseen = self.tables.group_of[self.n_seen - self.n_kept :]
+        unseen = self._rare_log_probs(hidden, self.tables.log_unseen)[..., group_of_unseen]
+        by_place = torch.cat([symbols[..., :-1], symbols[..., -1:] + unseen], -1)
+        return by_place[..., self.tables.place_of_id]
 
     @torch.inference_mode()
     def attention_maps(self, idx):
@@ -259,7 +543,7 @@ class GPT(nn.Module):
             for block in self.h
         ]
         try:
-            self._hidden(self._rows(idx))
+            self._hidden(self._places(idx), self._spelled())
         finally:
             for hook in hooks:
                 hook.remove()
@@ -296,45 +580,47 @@ class GPT(nn.Module):
         width = max(B, 4)
         shape = (self.config.n_layer, 2, width, self.config.n_head, block_size, size)
         cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
-        seen = self._rows(idx)  # (B, T), grows
-        fresh, start = seen[:, -block_size:], 0  # what is yet to be read, and how much was read before
+        spelled = self._spelled()
+        text = self._places(idx)  # (B, T), grows
+        fresh, start = text[:, -block_size:], 0  # what is yet to be read, and how much was read before
         if bool((fresh == fresh[:1]).all()):
             fresh = fresh[:1]  # one prompt for all: read it once, and let the cache repeat it
         finished = torch.zeros(B, dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            if start > 0:
+            if step > 0 or len(fresh) > 1:
                 fresh = F.pad(fresh, (0, 0, 0, width - B))
-            log_probs = self._row_log_probs(fresh, cache, start, last_only=True)[:B].expand(B, -1)
+            hidden = self._hidden(fresh, spelled, cache, start)[:B, -1:].expand(B, -1, -1)
             start += fresh.shape[1]
-            rows = self._choose(
-                log_probs, seen, draws[:, step], temperature, top_k, top_p, repetition_penalty
+            log_probs = self._symbol_log_probs(hidden, spelled, text)[:, 0, : self.n_seen]
+            place = self._choose(
+                log_probs, text, draws[:, step], temperature, top_k, top_p, repetition_penalty
             )
-            token = self.id_of_row[rows] if self.n_unseen else rows
+            token = self._ids(place)
             if stop_token is not None:
                 token = token.where(~finished, stop_token)
                 finished |= token == stop_token
             yield token
             if stop_token is not None and bool(finished.all()):
                 return
-            fresh = self._rows(token)[:, None]
-            seen = torch.cat([seen, fresh], 1)
+            fresh = self._places(token)[:, None]
+            text = torch.cat([text, fresh], 1)
             if start == block_size:
-                fresh, start = seen[:, -(block_size // 2) :], 0
+                fresh, start = text[:, -(block_size // 2) :], 0
 
-    def _choose(self, log_probs, seen, draws, temperature, top_k, top_p, repetition_penalty):
-        """Pick one row of the vocabulary for each of B rows: log_probs (B, rows), seen (B, T), draws (B,)."""
+    def _choose(self, log_probs, text, draws, temperature, top_k, top_p, repetition_penalty):
+        """Pick a place a row: log_probs (B, n_seen) of the seen tokens, text (B, T), draws (B,) -> (B,)."""
         if repetition_penalty != 1.0:
-            log_probs = log_probs.scatter(1, seen, repetition_penalty * log_probs.gather(1, seen))
-        log_probs = log_probs[:, : self.n_kept]  # never the shared row: it is no token
+            text = text.clamp(max=self.n_seen - 1)
+            log_probs = log_probs.scatter(1, text, repetition_penalty * log_probs.gather(1, text))
         if temperature == 0:
             return log_probs.argmax(-1)
-        log_probs, rows = log_probs.topk(min(top_k or self.n_kept, self.n_kept))  # the likeliest first
+        log_probs, places = log_probs.topk(min(top_k or self.n_seen, self.n_seen))  # the likeliest first
         probs = (log_probs.double() / temperature).softmax(-1)
         cumulative = probs.cumsum(-1)
         n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
         reached = cumulative.gather(1, n_allowed - 1)
-        place = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)
-        return rows.gather(1, place.minimum(n_allowed - 1))[:, 0]
+        at = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)
+        return places.gather(1, at.minimum(n_allowed - 1))[:, 0]
 
     # --- from and to files ------------------------------------------------------------------------
 
@@ -360,7 +646,9 @@ class GPT(nn.Module):
     def from_checkpoint(cls, checkpoint, path, device="cpu"):
         try:
             config, state = GPTConfig(**checkpoint["config"]), checkpoint["model"]
-            model = cls(config, state.get("token_counts"))
+            prefixes = ("tables.", "ngrams.")
+            tables = {k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(prefixes)}
+            model = cls(config, tables or None)
             model.load_state_dict(state)
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} does not hold a model that fits its config: {error}") from None
@@ -387,7 +675,7 @@ class GPT(nn.Module):
         weights = read_pretrained_weights(folder)
         model = cls(config)
         state = model.state_dict()
-        for name in state.keys() - {"token_counts"}:
+        for name in state:
             tensor = weights.get(name, weights.get(f"transformer.{name}"))
             if tensor is None:
                 raise UserError(f"{path} lacks the weights {name}; is it a GPT-2?")

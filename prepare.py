@@ -277,6 +277,12 @@ def load_tokenizer():
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
+def token_texts():
+    """The text of each id, in order; half a character is written as U+FFFD."""
+    tokenizer = load_tokenizer()
+    return [tokenizer.decode([token]) for token in range(VOCAB_SIZE)]
+
+
 def encode(tokenizer, text):
     """The ids of a tweet or of a prompt: always plain text, and with one leading space.
 

@@ -39,11 +39,12 @@ class Settings:
     dropout: float = setting(0.2, "share of the activations zeroed in training", within="[0, 1)")
     bias: bool = setting(True, "biases in Linear and LayerNorm, as GPT-2 has them")
     gelu: str = setting("exact", "form of GELU; GPT-2's weights need tanh", choices=("exact", "tanh"))
-    compact_vocab: bool = setting(False, "one row a token seen in training, one shared by all others")
     output_bias: bool = setting(False, "a bias for each token, started at the log of its frequency")
-    unseen_chance: float = setting(
-        0.0, "chance of training a token that occurs once as unseen", within="[0, 1)"
-    )
+    compact_vocab: bool = setting(False, "a row a token seen twice or more, one shared by all others")
+    spelling: int = setting(0, "vectors for pieces of the tokens' spelling; 0 for none", within="[0, inf)")
+    ngram_order: int = setting(0, "order of the n-gram model to mix in; 0 for none", within="[0, inf)")
+    ngram_weight: float = setting(0.5, "its share of the mixture", within="(0, 1)")
+    noise: float = setting(0.0, "how often training replaces a token that is read", within="[0, 1)")
 
     batch_size: int = setting(32, "windows a step and process", within="[1, inf)", group="training")
     gradient_accumulation_steps: int = setting(1, "steps whose gradients are summed", within="[1, inf)")
@@ -77,7 +78,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from model import GPT, GPTConfig, choose_device, read_checkpoint  # noqa: E402
+from model import GPT, GPTConfig, choose_device, corpus_tables, read_checkpoint  # noqa: E402
+from prepare import token_texts  # noqa: E402
 
 FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
     "data_dir", "out_dir", "init_from", "max_iters", "learning_rate", "min_lr", "warmup_iters",
@@ -89,7 +91,7 @@ def main(settings):
     device = choose_device(settings.device)
     dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
     train_data, val_data, meta = load_data(settings)
-    run = Run(settings, meta, device, dtype)
+    run = Run(settings, device, dtype, meta, train_data)
     if settings.init_from == "resume":
         run.resume()
     else:
@@ -127,15 +129,18 @@ def main(settings):
 class Run:
     """What changes while training, and how it gets to disk and back: out/last.pt holds all of it."""
 
-    def __init__(self, settings, meta, device, dtype):
+    def __init__(self, settings, device, dtype, meta, train_data):
         torch.manual_seed(settings.seed)
         names = {f.name for f in dataclasses.fields(GPTConfig)} & {
             f.name for f in dataclasses.fields(settings)
         }
         config = GPTConfig(**{name: getattr(settings, name) for name in names})
+        texts = token_texts() if config.spelling else None
+        tokens = torch.from_numpy(train_data.astype(np.int64)) if config.ngram_order else None
+        tables = corpus_tables(config, token_counts(meta), texts, tokens)
         self.settings = settings
         self.out_dir = pathlib.Path(settings.out_dir)
-        self.model = GPT(config, token_counts(meta)).to(device)
+        self.model = GPT(config, tables).to(device)
         self.averaged = make_average(self.model, settings.average_decay)
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
@@ -390,7 +395,7 @@ def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
 
 
 @torch.inference_mode()
-def evaluate(model, data, n_bytes, batch_size=64):
+def evaluate(model, data, n_bytes, batch_size=512):
     """(val loss in nats a token, bits per byte) over all of `data`, in float32 and without dropout.
 
     Every token but the first is scored once: windows move on by half a block, and each but the first
@@ -420,7 +425,7 @@ def describe(run, device, dtype, train_data, val_data):
     parameters = sum(p.numel() for p in run.model.parameters())
     print(
         f"device {device}, dtype {dtype}{', compiled' if settings.compile else ''}; "
-        f"{parameters:,} parameters, {run.model.wte.num_embeddings:,} rows of vocabulary\n"
+        f"{parameters:,} parameters, {run.model.wte.num_embeddings:,} rows in the vocabulary\n"
         f"{len(train_data):,} training tokens, {len(val_data):,} held-out; {tokens:,} tokens an iteration, "
         f"{settings.max_iters:,} iterations: {settings.max_iters * tokens / len(train_data):.1f} epochs",
         flush=True,
