@@ -192,11 +192,18 @@ class NGrams(nn.Module):
         tables["probs1"][n] = tables["backoff1"][0]
         return tables
 
-    def forward(self, tokens, targets=None):
-        """The probability of each token being next, (B, T) -> (B, T, n + 1); of targets (B, T) -> (B, T)."""
-        probs = self.probs1.expand(*tokens.shape, -1) if targets is None else self.probs1[targets]
-        context = tokens  # the n-gram that ends at each token, -1 if it never occurred
-        for k in range(2, self.order + 1):
+    def contexts(self, tokens):
+        """The places of the 1-gram, 2-gram, … that end at each token, -1 if it never occurred: each (B, T)."""
+        found = [tokens]
+        for k in range(2, self.order):
+            before = F.pad(found[-1][:, :-1], (1, 0), value=-1)
+            found.append(self._find(self.get_buffer(f"keys{k}"), before, tokens))
+        return found
+
+    def forward(self, contexts, targets=None):
+        """The probability of every token after `contexts`: (B, T, n + 1), or of targets (B, T): (B, T)."""
+        probs = self.probs1.expand(*contexts[0].shape, -1) if targets is None else self.probs1[targets]
+        for k, context in enumerate(contexts, 2):
             keys, values = self.get_buffer(f"keys{k}"), self.get_buffer(f"probs{k}")
             weight = self.get_buffer(f"backoff{k}")[context].where(context >= 0, 1.0)
             if targets is None:
@@ -209,7 +216,6 @@ class NGrams(nn.Module):
             else:
                 place = self._find(keys, context, targets)
                 probs = probs * weight + values[place].where(place >= 0, 0.0)
-            context = self._find(keys, F.pad(context[:, :-1], (1, 0), value=-1), tokens)
         return probs
 
     def _find(self, keys, context, token):
@@ -496,18 +502,18 @@ class GPT(nn.Module):
             log_probs[at] += math.log(max(share, 1e-9))
         log_probs = log_probs + among_once
         if self.ngrams is not None:
-            symbols, weight = (p.clamp(max=self.n_seen) for p in (places, target)), self.config.ngram_weight
-            counted = self.ngrams(*symbols).flatten().log()
+            weight, contexts = self.config.ngram_weight, self.ngrams.contexts(places.clamp(max=self.n_seen))
+            counted = self.ngrams(contexts, target.clamp(max=self.n_seen)).flatten().log()
             log_probs = torch.logaddexp(log_probs + math.log(1 - weight), counted + math.log(weight))
         return log_probs + among_unseen
 
-    def _symbol_log_probs(self, hidden, spelled, places):
+    def _symbol_log_probs(self, hidden, head, places):
         """Log-probabilities of the seen tokens by place, and last of all unseen ones together.
 
-        hidden (B, T', C) at the last T' of places (B, T) -> (B, T', n_seen + 1), or (B, T', V) in a full
-        vocabulary.
+        hidden (B, T', C) at the last T' of places (B, T), head (rows, C) -> (B, T', n_seen + 1), or
+        (B, T', V) in a full vocabulary.
         """
-        rows = F.linear(hidden, self._head(spelled), self._bias()).log_softmax(-1)
+        rows = F.linear(hidden, head, self._bias()).log_softmax(-1)
         if not self.config.compact_vocab:
             return rows
         kept, rare = rows[..., :-1], rows[..., -1:]
@@ -517,8 +523,9 @@ class GPT(nn.Module):
         symbols = torch.cat([kept, once, rare + math.log(max(1 - self.once_share, 1e-9))], -1)
         if self.ngrams is None:
             return symbols
-        context = places[:, -hidden.shape[1] - self.ngrams.order :].clamp(max=self.n_seen)
-        counted, weight = self.ngrams(context)[:, -hidden.shape[1] :].log(), self.config.ngram_weight
+        T = hidden.shape[1]
+        contexts = self.ngrams.contexts(places[:, -T - self.ngrams.order :].clamp(max=self.n_seen))
+        counted, weight = self.ngrams([c[:, -T:] for c in contexts]).log(), self.config.ngram_weight
         return torch.logaddexp(symbols + math.log(1 - weight), counted + math.log(weight))
 
     @torch.inference_mode()
@@ -526,7 +533,7 @@ class GPT(nn.Module):
         """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
         places, spelled = self._places(idx), self._spelled()
         hidden = self._hidden(places, spelled)
-        symbols = self._symbol_log_probs(hidden, spelled, places)
+        symbols = self._symbol_log_probs(hidden, self._head(spelled), places)
         if not self.config.compact_vocab:
             return symbols
         group_of_unseen = self.tables.group_of[self.n_seen - self.n_kept :]
@@ -581,6 +588,7 @@ class GPT(nn.Module):
         shape = (self.config.n_layer, 2, width, self.config.n_head, block_size, size)
         cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
         spelled = self._spelled()
+        head = self._head(spelled)
         text = self._places(idx)  # (B, T), grows
         fresh, start = text[:, -block_size:], 0  # what is yet to be read, and how much was read before
         if bool((fresh == fresh[:1]).all()):
@@ -591,7 +599,7 @@ class GPT(nn.Module):
                 fresh = F.pad(fresh, (0, 0, 0, width - B))
             hidden = self._hidden(fresh, spelled, cache, start)[:B, -1:].expand(B, -1, -1)
             start += fresh.shape[1]
-            log_probs = self._symbol_log_probs(hidden, spelled, text)[:, 0, : self.n_seen]
+            log_probs = self._symbol_log_probs(hidden, head, text)[:, 0, : self.n_seen]
             place = self._choose(
                 log_probs, text, draws[:, step], temperature, top_k, top_p, repetition_penalty
             )
