@@ -193,7 +193,7 @@ class NGrams(nn.Module):
         return tables
 
     def contexts(self, tokens):
-        """The places of the 1-gram, 2-gram, … that end at each token, -1 if it never occurred: each (B, T)."""
+        """The places of the 1-gram, 2-gram, … that end at each token, -1 if it never occurred, (B, T)."""
         found = [tokens]
         for k in range(2, self.order):
             before = F.pad(found[-1][:, :-1], (1, 0), value=-1)
@@ -613,7 +613,7 @@ class GPT(nn.Module):
             fresh = self._places(token)[:, None]
             text = torch.cat([text, fresh], 1)
             if start == block_size:
-                fresh, start = text[:, -(block_size // 2) :], 0
+                fresh, start = text[:, -max(block_size // 2, 1) :], 0
 
     def _choose(self, log_probs, text, draws, temperature, top_k, top_p, repetition_penalty):
         """Pick a place a row: log_probs (B, n_seen) of the seen tokens, text (B, T), draws (B,) -> (B,)."""
@@ -658,7 +658,7 @@ class GPT(nn.Module):
             tables = {k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(prefixes)}
             model = cls(config, tables or None)
             model.load_state_dict(state)
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} does not hold a model that fits its config: {error}") from None
         model.notes = checkpoint.get("notes", {})
         return model.to(device).eval()
@@ -669,23 +669,23 @@ class GPT(nn.Module):
         folder = pathlib.Path(path)
         try:
             theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is not a Hugging Face folder with a config.json: {error}") from None
-        config = GPTConfig(
-            block_size=theirs["n_positions"],
-            vocab_size=theirs["vocab_size"],
-            n_layer=theirs["n_layer"],
-            n_head=theirs["n_head"],
-            n_embd=theirs["n_embd"],
-            dropout=float(theirs.get("resid_pdrop", 0.1)),
-            gelu="exact" if theirs.get("activation_function") == "gelu" else "tanh",
-        )
+            config = GPTConfig(
+                block_size=theirs["n_positions"],
+                vocab_size=theirs["vocab_size"],
+                n_layer=theirs["n_layer"],
+                n_head=theirs["n_head"],
+                n_embd=theirs["n_embd"],
+                dropout=float(theirs.get("resid_pdrop", 0.1)),
+                gelu="exact" if theirs.get("activation_function") == "gelu" else "tanh",
+            )
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is no Hugging Face folder with a GPT-2's config.json: {error}") from None
         weights = read_pretrained_weights(folder)
         model = cls(config)
         state = model.state_dict()
         for name in state:
             tensor = weights.get(name, weights.get(f"transformer.{name}"))
-            if tensor is None:
+            if not isinstance(tensor, torch.Tensor):
                 raise UserError(f"{path} lacks the weights {name}; is it a GPT-2?")
             # OpenAI's code stored the matrices of attention and MLP as (in, out); Linear wants (out, in)
             transposed = name.startswith("h.") and tensor.dim() == 2
@@ -697,16 +697,32 @@ class GPT(nn.Module):
         return model.eval()
 
 
-def read_checkpoint(path):
-    """The dictionary in a checkpoint file, on the CPU; raises UserError when it cannot be trusted or read."""
+def read_tensors(path):
+    """The dictionary in a file that torch.save wrote, on the CPU, without running code that it may hold."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}; run train.py first") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        why = (str(error) or type(error).__name__).split("\n")[0]
-        raise UserError(f"{path} is damaged or no checkpoint of this program: {why}") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        why = (str(error) or type(error).__name__).split(". ")[0].split("\n")[0]
+        raise UserError(f"{path} is damaged or holds more than tensors: {why}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no dictionary of tensors")
+    return found
+
+
+def read_checkpoint(path):
+    """The dictionary in a checkpoint of this program; raises UserError when it cannot be read or trusted."""
+    checkpoint = read_tensors(path)
+    if checkpoint.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
     return checkpoint
 
@@ -714,17 +730,20 @@ def read_checkpoint(path):
 def read_pretrained_weights(folder):
     """The tensors by name in a Hugging Face folder, from model.safetensors or pytorch_model.bin."""
     safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safe.exists():
-        try:
-            from safetensors.torch import load_file
-        except ImportError:
-            if not pickled.exists():
-                raise UserError(f"to read {safe}, `pip install safetensors`") from None
-        else:
-            return load_file(safe)
-    if not pickled.exists():
-        raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
-    return torch.load(pickled, map_location="cpu", weights_only=True)
+    if not safe.exists():
+        if not pickled.exists():
+            raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+        return read_tensors(pickled)
+    try:
+        import safetensors.torch
+    except ImportError:
+        if pickled.exists():
+            return read_tensors(pickled)
+        raise UserError(f"to read {safe}, `pip install safetensors`") from None
+    try:
+        return safetensors.torch.load_file(safe)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{safe} is damaged: {error}") from None
 
 
 def choose_device(name):

@@ -135,6 +135,8 @@ def download(url, path):
                 packed = response.read(DOWNLOAD_BYTES)
             with zipfile.ZipFile(io.BytesIO(packed)) as archive:
                 names = [name for name in archive.namelist() if name.lower().endswith(".csv")]
+                if not names:
+                    raise ValueError("the zip holds no CSV")
                 with archive.open(names[0]) as member:
                     unpacked = member.read(DOWNLOAD_BYTES + 1)
             if len(unpacked) > DOWNLOAD_BYTES:
@@ -170,7 +172,7 @@ def read_rows(path, text_column):
     """Yield the CSV at `path` in chunks: data frames of text, with the columns `text` and `is_retweet`."""
     import pandas as pd  # here, because sample.py needs only the tokenizer and should start fast
 
-    how = {"dtype": str, "keep_default_na": False, "na_filter": False, "encoding": encoding_of(path)}
+    how = {"dtype": str, "na_filter": False, "index_col": False, "encoding": encoding_of(path)}
     try:
         columns = list(pd.read_csv(path, nrows=0, **how).columns)
         known = {str(column).strip().lower(): column for column in reversed(columns)}
@@ -331,7 +333,8 @@ def summary(meta, unseen, data_dir):
         lines.append(f"{name:9} {tweets:,} tweets, {tokens:,} tokens ({distinct:,} distinct), {size:,} bytes")
     lines.append(f"unseen    {unseen / meta['val_tokens']:.1%} of the val tokens never occur in training")
     lines.append(f"written   {data_dir}/processed.txt, train.bin, val.bin, meta.json")
-    return "\n".join(lines) + "\nnext      python train.py config/elon.py"
+    where = "" if str(data_dir) == "data" else f" --data_dir={data_dir}"
+    return "\n".join(lines) + f"\nnext      python train.py config/elon.py{where}"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Settings:
     repetition_penalty: float = setting(
         1.0, "above 1 avoids tokens that stand there already", within="(0, inf)"
     )
-    seed: int = setting(1337, "the same seed gives the same tweets", within="[0, inf)")
+    seed: int = setting(1337, "the same seed gives the same tweets", within="[0, 1e18]")
 
     attention: bool = setting(
         False, "draw out_dir/attention.png, how the model looks at the text", group="files"
@@ -64,9 +64,8 @@ def main(settings):
     for start in prompts:
         with_novelty = []
         for tweet, novelty, source in writer.write(read_prompt(start)):
-            line = visible(tweet) if novelty is None else f"{novelty:4.0%} new  {visible(tweet)}"
-            print(line + (f"\n          stands in: {visible(source)}" if source else ""), flush=True)
-            with_novelty.append(line)
+            with_novelty.append(tweet if novelty is None else f"{novelty:4.0%} new  {tweet}")
+            show(with_novelty[-1] + (f"\n          stands in: {source}" if source else ""))
         keep(with_novelty, start, settings, out_dir / "samples.txt")
         if settings.attention:
             text = encode(writer.tokenizer, read_prompt(start)) or encode(writer.tokenizer, tweet)
@@ -87,9 +86,12 @@ def read_prompt(start):
     return " ".join(start.split())
 
 
-def visible(text):
-    """`text` with control characters escaped, so that no tweet can drive the terminal."""
-    return "".join(repr(c)[1:-1] if c < " " or "\x7f" <= c < "\xa0" else c for c in text)
+def show(text, end="\n", file=None):
+    """Print `text` with control characters escaped, so that no tweet can drive the terminal."""
+    file = file or sys.stdout
+    safe = "".join(repr(c)[1:-1] if (c < " " and c != "\n") or "\x7f" <= c < "\xa0" else c for c in text)
+    known = safe.encode(file.encoding or "utf-8", "backslashreplace")  # not every terminal knows emoji
+    print(known.decode(file.encoding or "utf-8"), end=end, file=file, flush=True)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -148,25 +150,26 @@ class Writer:
             for row, token in zip(rows, tokens.tolist(), strict=True):
                 row.append(token)
             if live:
-                print("\r" + self.text(rows[0])[-100:], end="", file=sys.stderr, flush=True)
+                print("\r", end="", file=sys.stderr)
+                show(self.text(rows[0])[-100:], end="", file=sys.stderr)
         if live:
             print("\r\x1b[K", end="", file=sys.stderr)
         return [self.text(row) for row in rows]
 
     def text(self, row):
+        """What the ids of a row say, up to where the tweet ends."""
         end = row.index(END_OF_TEXT) if END_OF_TEXT in row else len(row)
         return self.tokenizer.decode(row[:end]).strip()
 
 
 def keep(lines, start, settings, path):
     """Add the tweets to `path`, with the settings that made them."""
-    earlier = path.read_text(encoding="utf-8") if path.exists() else ""
+    earlier = path.read_bytes() if path.exists() else b""  # bytes, since another program may have saved it
     names = "max_new_tokens min_novelty temperature top_k top_p repetition_penalty seed".split()  # noqa: SIM905
     how = " ".join(f"--{name}={getattr(settings, name)}" for name in names)
-    with written_whole(path) as file:
-        file.write(f"{earlier}# a model's parody, nobody's words: --start={start.strip()!r} {how}\n")
-        file.writelines(f"{line}\n" for line in lines)
-        file.write("\n")
+    header = f"# a model's parody, nobody's words: --start={start.strip()!r} {how}"
+    with written_whole(path, "wb") as file:
+        file.write(earlier + "\n".join([header, *lines, "", ""]).encode())
 
 
 # --- novelty --------------------------------------------------------------------------------------

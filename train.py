@@ -68,7 +68,7 @@ class Settings:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     compile: bool = setting(False, "torch.compile: a slow start, then faster on a GPU")
-    seed: int = setting(1337, "of everything random", within="[0, inf)")
+    seed: int = setting(1337, "of everything random", within="[0, 1e18]")
 
 
 if __name__ == "__main__":  # here, so that a typing mistake is answered before torch is imported
@@ -90,8 +90,8 @@ FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
 def main(settings):
     device = choose_device(settings.device)
     dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
-    train_data, val_data, meta = load_data(settings)
-    run = Run(settings, device, dtype, meta, train_data)
+    train_data, val_data, counts, val_bytes = load_data(settings)
+    run = Run(settings, device, dtype, counts, train_data)
     if settings.init_from == "resume":
         run.resume()
     else:
@@ -103,7 +103,7 @@ def main(settings):
     with stop_signals() as signals:
         for iteration in range(run.iteration, settings.max_iters + 1):
             if run.is_due():
-                scores = evaluate(run.best_guess(), val_data, meta["val_bytes"])
+                scores = evaluate(run.best_guess(), val_data, val_bytes)
                 run.record(progress.row(*scores))
                 run.save()
                 progress.report()
@@ -129,15 +129,15 @@ def main(settings):
 class Run:
     """What changes while training, and how it gets to disk and back: out/last.pt holds all of it."""
 
-    def __init__(self, settings, device, dtype, meta, train_data):
+    def __init__(self, settings, device, dtype, counts, train_data):
         torch.manual_seed(settings.seed)
         names = {f.name for f in dataclasses.fields(GPTConfig)} & {
             f.name for f in dataclasses.fields(settings)
         }
         config = GPTConfig(**{name: getattr(settings, name) for name in names})
         texts = token_texts() if config.spelling else None
-        tokens = torch.from_numpy(train_data.astype(np.int64)) if config.ngram_order else None
-        tables = corpus_tables(config, token_counts(meta), texts, tokens)
+        tokens = checked(train_data, "train") if config.ngram_order else None
+        tables = corpus_tables(config, counts, texts, tokens)
         self.settings = settings
         self.out_dir = pathlib.Path(settings.out_dir)
         self.model = GPT(config, tables).to(device)
@@ -291,15 +291,19 @@ def choose_dtype(device):
 
 
 def load_data(settings):
-    """(train tokens, val tokens, meta): two read-only memmaps of uint16 and what meta.json says of them."""
+    """Read-only memmaps of train.bin and val.bin (uint16), how often each id is in train.bin (50257,), and
+    the bytes of text that val.bin encodes."""
     folder = pathlib.Path(settings.data_dir)
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        counts = torch.zeros(GPTConfig.vocab_size, dtype=torch.int64)
+        for token, count in meta["train_token_counts"].items():
+            counts[int(token)] = count
     except FileNotFoundError:
         raise UserError(
             f"{folder}/meta.json is not there; run prepare.py --data_dir={folder} first"
         ) from None
-    except ValueError as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); run prepare.py again") from None
     splits = []
     for name in ("train", "val"):
@@ -313,15 +317,14 @@ def load_data(settings):
                 f"use more tweets or a block_size below {settings.block_size}"
             )
         splits.append(np.memmap(path, "<u2", "r"))
-    return *splits, meta
+    return *splits, counts, meta["val_bytes"]
 
 
-def token_counts(meta):
-    """How often each id occurs in train.bin, (50257,) int64."""
-    counts = torch.zeros(GPTConfig.vocab_size, dtype=torch.int64)
-    for token, count in meta["train_token_counts"].items():
-        counts[int(token)] = count
-    return counts
+def checked(tokens, name):
+    """(…) uint16 from a memmap as int64; raises UserError for ids that GPT-2 lacks."""
+    if tokens.max() >= GPTConfig.vocab_size:
+        raise UserError(f"{name}.bin holds the id {tokens.max()}, which GPT-2 lacks; run prepare.py again")
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 def get_batch(data, settings, step, device):
@@ -331,9 +334,7 @@ def get_batch(data, settings, step, device):
     """
     rng = np.random.default_rng((settings.seed, step))
     starts = rng.integers(len(data) - settings.block_size, size=(settings.batch_size, 1))
-    windows = torch.from_numpy(data[starts + np.arange(settings.block_size + 1)].astype(np.int64))
-    if windows.max() >= GPTConfig.vocab_size:
-        raise UserError(f"train.bin holds the id {windows.max()}, which GPT-2 lacks; run prepare.py again")
+    windows = checked(data[starts + np.arange(settings.block_size + 1)], "train")
     if device.type == "cuda":
         windows = windows.pin_memory().to(device, non_blocking=True)
     else:
@@ -409,9 +410,9 @@ def evaluate(model, data, n_bytes, batch_size=512):
     for start in np.split(starts, range(batch_size, len(starts), batch_size)):
         places = start + offsets  # (batch_size, block_size)
         scored = ((start == 0) | (offsets >= block_size - step)) & (places < n_targets)
-        tokens = data[np.minimum(start + np.arange(block_size + 1), n_targets)].astype(np.int64)
-        targets = np.where(scored, tokens[:, 1:], -1)
-        _, loss = model(torch.from_numpy(tokens[:, :-1]).to(device), torch.from_numpy(targets).to(device))
+        tokens = checked(data[np.minimum(start + np.arange(block_size + 1), n_targets)], "val")
+        targets = tokens[:, 1:].where(torch.from_numpy(scored), -1)
+        _, loss = model(tokens[:, :-1].to(device), targets.to(device))
         total += loss.item() * int(scored.sum())
     return total / n_targets, total / math.log(2) / n_bytes
 
@@ -494,9 +495,9 @@ def plot_losses(history, best, path):
     axes.plot(iterations, [row["val_loss"] for row in history], label="val (held-out tweets)")
     label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
     axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
-    axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9)))).set_ylabel(
-        "perplexity"
-    )
+    axes.secondary_yaxis(
+        "right", functions=(lambda x: np.exp(np.clip(x, -50, 50)), lambda x: np.log(np.maximum(x, 1e-22)))
+    ).set_ylabel("perplexity")
     axes.grid(alpha=0.3)
     axes.legend()
     with written_whole(path, "wb") as file:

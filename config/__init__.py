@@ -24,7 +24,13 @@ import types
 import typing
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", tuple: "a list"}
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a text",
+    tuple: "a list of texts",
+}
 
 
 class UserError(ValueError):
@@ -139,7 +145,7 @@ def _with_values(argv, kinds):
     """Read a lone `--compile` as `--compile=True`, whatever stands behind it."""
     return [
         f"{arg}=True" if kinds.get(arg[2:]) == (bool,) and after.lower() not in BOOLEANS else arg
-        for arg, after in zip(argv, [*argv[1:], ""], strict=True)
+        for arg, after in zip(argv, [*argv[1:], ""], strict=False)
     ]
 
 
@@ -185,7 +191,9 @@ def _checked(field, value, kinds):
     """`value`, if its type and range are the field's; whole numbers pass as floats."""
     if type(value) is int and float in kinds:
         value = float(value)
-    if type(value) not in kinds:
+    if tuple in kinds and isinstance(value, list):
+        value = tuple(value)
+    if type(value) not in kinds or (tuple in kinds and not all(isinstance(part, str) for part in value)):
         raise UserError(f"{field.name}: {value!r} is not {TYPE_NAMES[kinds[0]]}")
     choices, within = field.metadata["choices"], field.metadata["within"]
     if choices and value not in choices:

@@ -1,0 +1,139 @@
+"""What the tests share: the two ways to run a script, and one small prepared and one small trained run."""
+
+import contextlib
+import csv
+import io
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import types
+
+import pytest
+
+REPO = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(REPO))  # so that plain `pytest` finds the program, as `python -m pytest` does
+
+# small enough that a run takes a second; what has state that a resumed run must carry is on
+TINY = [
+    *("--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=8", "--dropout=0.1", "--output_bias"),
+    *("--compact_vocab", "--ngram_order=3", "--noise=0.3", "--average_decay=0.5"),
+    *("--batch_size=4", "--max_iters=8", "--warmup_iters=2", "--learning_rate=0.01"),
+    *("--eval_interval=4", "--log_interval=2", "--device=cpu"),
+]
+
+
+@pytest.fixture(scope="session")
+def repo():
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shell():
+    """Run a script as a user types it, in a process of its own: shell("train.py", "--seed=1").
+
+    The result has `code`, the exit status, and the texts `out` and `err`.
+    """
+
+    def run(*words, env=None):
+        done = subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=REPO,
+            env=os.environ | {"PYTHONUTF8": "1"} | (env or {}),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+        return types.SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command():
+    """The same in this process, as __main__, without the seconds that a new one needs to import torch.
+
+    `out` takes the place of standard output, `stdin` is what standard input holds.
+    """
+
+    def run(script, *flags, out=None, stdin=""):
+        out, err = out or io.StringIO(), io.StringIO()
+        argv, keyboard, code = sys.argv, sys.stdin, 0
+        sys.argv, sys.stdin = [script, *map(str, flags)], io.StringIO(stdin)
+        try:
+            with contextlib.chdir(REPO), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        finally:
+            sys.argv, sys.stdin = argv, keyboard
+        return types.SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def the_error():
+    """Check that a run ended as all mistakes must: exit 2 and one line on stderr, which it returns."""
+
+    def check(done, script):
+        lines = done.err.splitlines()
+        assert (done.code, len(lines)) == (2, 1), done.err
+        assert lines[0].startswith(f"{script}: error: ")
+        return lines[0]
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def write_csv():
+    """Write a CSV: write_csv(path, [["text"], ["one"]], encoding="latin-1")."""
+
+    def write(path, rows, encoding="utf-8"):
+        with open(path, "w", encoding=encoding, newline="") as file:
+            csv.writer(file).writerows(rows)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """All files under a folder with their bytes, to tell whether anything has changed."""
+
+    def take(folder):
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def prepared(shell, tmp_path_factory):
+    """The committed sample, prepared by the real command; `folder` is for reading only."""
+    folder = tmp_path_factory.mktemp("prepared")
+    done = shell("prepare.py", "--input=data/sample_tweets.csv", f"--data_dir={folder}")
+    assert done.code == 0, done.err
+    return types.SimpleNamespace(folder=folder, out=done.out, err=done.err)
+
+
+@pytest.fixture(scope="session")
+def trained(shell, prepared, tmp_path_factory):
+    """A TINY model trained by the real command; `folder` is for reading only."""
+    folder = tmp_path_factory.mktemp("trained")
+    flags = [*TINY, f"--data_dir={prepared.folder}"]
+    done = shell("train.py", *flags, f"--out_dir={folder}")
+    assert done.code == 0, done.err
+    return types.SimpleNamespace(folder=folder, flags=flags, out=done.out, err=done.err)
+
+
+@pytest.fixture(scope="session")
+def read_losses():
+    """The rows of loss.csv as dictionaries of floats."""
+
+    def read(folder):
+        with open(folder / "loss.csv", encoding="utf-8", newline="") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    return read
