@@ -475,9 +475,7 @@ def damaged(good, tmp_path):
     yield "text", b"hello world\n"
     yield "a pop too many", b"h"
     yield "a picture", b"\x89PNG\r\n\x1a\n" + bytes(100)
-    yield "a pickle with code", pickle.dumps(Code(tmp_path / "ran"))
     for name, content in {
-        "a checkpoint with code": state | {"notes": Code(tmp_path / "ran")},
         "a tensor": torch.zeros(3),
         "another dictionary": {"weights": torch.zeros(3)},
         "another format": state | {"format": 999},
@@ -497,7 +495,7 @@ def damaged(good, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["full, biased", "all"])
-def test_a_file_that_is_no_checkpoint_is_told_and_runs_no_code(models, tmp_path, kind):
+def test_a_file_that_is_no_checkpoint_is_told(models, tmp_path, kind):
     good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
     models[kind].save(good)
     wrong = []
@@ -512,7 +510,17 @@ def test_a_file_that_is_no_checkpoint_is_told_and_runs_no_code(models, tmp_path,
         except Exception as error:
             wrong.append(f"{name}: {error!r}")
     assert not wrong
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_code_in_a_file_is_not_run(tmp_path, write):
+    path = tmp_path / "bad.pt"
+    write({"format": 1, "config": {}, "model": {}, "notes": Code(tmp_path / "ran")}, path)
+    with pytest.raises(UserError, match=r"bad\.pt"):
+        GPT.load(path)
     assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(Code(tmp_path / "ran")))  # noqa: S301 - it would have been
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_missing_checkpoint_names_the_next_command(tmp_path):
