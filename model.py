@@ -508,14 +508,15 @@ class GPT(nn.Module):
         return log_probs + among_unseen
 
     def _symbol_log_probs(self, hidden, head, places):
-        """Log-probabilities of the seen tokens by place, and last of all unseen ones together.
+        """Log-probabilities of the seen tokens by place, and last of all unseen ones together; or logits.
 
         hidden (B, T', C) at the last T' of places (B, T), head (rows, C) -> (B, T', n_seen + 1), or
-        (B, T', V) in a full vocabulary.
+        the logits (B, T', V) of a full vocabulary, as the softmax is not needed to draw from them.
         """
-        rows = F.linear(hidden, head, self._bias()).log_softmax(-1)
+        logits = F.linear(hidden, head, self._bias())
         if not self.config.compact_vocab:
-            return rows
+            return logits
+        rows = logits.log_softmax(-1)
         kept, rare = rows[..., :-1], rows[..., -1:]
         group_of_once = self.tables.group_of[: self.n_seen - self.n_kept]
         once = self._rare_log_probs(hidden, self.tables.log_once)[..., group_of_once]
@@ -535,7 +536,7 @@ class GPT(nn.Module):
         hidden = self._hidden(places, spelled)
         symbols = self._symbol_log_probs(hidden, self._head(spelled), places)
         if not self.config.compact_vocab:
-            return symbols
+            return symbols.log_softmax(-1)
         group_of_unseen = self.tables.group_of[self.n_seen - self.n_kept :]
         unseen = self._rare_log_probs(hidden, self.tables.log_unseen)[..., group_of_unseen]
         by_place = torch.cat([symbols[..., :-1], symbols[..., -1:] + unseen], -1)
@@ -619,6 +620,7 @@ class GPT(nn.Module):
         """Pick a place a row: log_probs (B, n_seen) of the seen tokens, text (B, T), draws (B,) -> (B,)."""
         if repetition_penalty != 1.0:
             text = text.clamp(max=self.n_seen - 1)
+            log_probs = log_probs.log_softmax(-1)
             log_probs = log_probs.scatter(1, text, repetition_penalty * log_probs.gather(1, text))
         if temperature == 0:
             return log_probs.argmax(-1)

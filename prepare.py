@@ -298,8 +298,7 @@ def write_tokens(path, tweets, tokenizer):
     counts = np.zeros(VOCAB_SIZE, np.int64)
     with written_whole(path, "wb") as file:
         for start in range(0, len(tweets), CHUNK_ROWS):
-            spaced = [" " + tweet for tweet in tweets[start : start + CHUNK_ROWS]]  # see encode()
-            batch = tokenizer.encode_ordinary_batch(spaced)
+            batch = (encode(tokenizer, tweet) for tweet in tweets[start : start + CHUNK_ROWS])
             ids = np.array([i for tweet in batch for i in (END_OF_TEXT, *tweet)], dtype=np.uint16)
             counts += np.bincount(ids, minlength=VOCAB_SIZE)
             file.write(ids.astype("<u2").tobytes())

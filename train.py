@@ -103,8 +103,8 @@ def main(settings):
     with stop_signals() as signals:
         for iteration in range(run.iteration, settings.max_iters + 1):
             if run.is_due():
-                scores = evaluate(run.best_guess(), val_data, val_bytes)
-                run.record(progress.row(*scores))
+                progress.stop_clock()
+                run.record(progress.row(*evaluate(run.best_guess(), val_data, val_bytes)))
                 run.save()
                 progress.report()
             elif iteration % settings.log_interval == 0:
@@ -447,6 +447,11 @@ class Progress:
         self.began = self.last_time = time.perf_counter()
         self.last_iter = run.iteration
 
+    def stop_clock(self):
+        """Note how fast the steps since the last evaluation were, before the next one takes its time."""
+        steps, now = self.run.iteration - self.last_iter, time.perf_counter()
+        self.tokens_per_second = steps * tokens_per_iteration(self.run.settings) / (now - self.last_time)
+
     def row(self, val_loss, bits_per_byte):
         """A row of loss.csv; the train loss is the mean over the batches since the row before."""
         now, iteration = time.perf_counter(), self.run.iteration
@@ -458,7 +463,7 @@ class Progress:
             "val_loss": val_loss,
             "bits_per_byte": bits_per_byte,
             "lr": learning_rate_at(iteration, self.run.settings),
-            "tokens_per_second": (iteration - self.last_iter) * tokens / (now - self.last_time),
+            "tokens_per_second": self.tokens_per_second,
             "elapsed_seconds": self.elapsed_before + now - self.began,
         }
 

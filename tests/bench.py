@@ -52,13 +52,13 @@ from prepare import END_OF_TEXT, VOCAB_SIZE, encode, held_out, load_tokenizer, w
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64}
 BATCH_SIZE = 32
 SEEDS = (1337, 1338, 1339)
-# EVALUATION.md's settings for nanoGPT; what it leaves open is as in nanoGPT's own preset for small data
+# the best settings found for nanoGPT on these tweets; the rest is as in its own preset for small data
 NANOGPT = {
     "gradient_accumulation_steps": 1, "dropout": 0.2, "learning_rate": 1e-3, "min_lr": 1e-4,
     "weight_decay": 0.1, "beta2": 0.99, "warmup_iters": 100, "eval_iters": 1, "log_interval": 1,
     "dataset": "tweets", "device": "cpu", "dtype": "float32", "compile": False,
 }  # fmt: skip
-NANOGPT_BEST = 2.229  # bits per byte by EVALUATION.md, for where no checkout is at hand
+NANOGPT_BEST = 2.229  # bits per byte, for where no checkout is at hand
 Mark = collections.namedtuple("Mark", "iteration wall cpu")  # when a line that begins `iter N` came
 Watched = collections.namedtuple("Watched", "lines marks seconds peak")  # peak: resident memory in MB
 
@@ -198,7 +198,7 @@ def preset_run(args, seed, goal=None):
 
 
 def nanogpt_curve(args):
-    """Train nanoGPT as EVALUATION.md says and score each of its checkpoints by `score`."""
+    """Train nanoGPT as NANOGPT says and score each of its checkpoints by `score`."""
     every, last = few(args, (50, 700), (3, 6))
     folder = args.scratch / "nanogpt-quality"
 
@@ -300,7 +300,7 @@ def train(args):
 
 
 def step_work(out):
-    """Tokens of a step, and floating-point operations for each as EVALUATION.md counts them."""
+    """Tokens of a step, and floating-point operations for each (6 a weight, and the attention)."""
 
     settings, model = read_checkpoint(out / "last.pt")["settings"], GPT.load(out / "best.pt")
     c = model.config
