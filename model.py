@@ -56,7 +56,7 @@ class GPTConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(value) is not field.type:
+            if type(value) is not field.type and not (field.type is float and type(value) is int):
                 raise UserError(f"{field.name}: {value!r} is not of type {field.type.__name__}")
             least = 0 if field.name in ("spelling", "ngram_order") else 1
             if field.type is int and value < least:

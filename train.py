@@ -513,7 +513,8 @@ if __name__ == "__main__":
     with errors_in_one_line():
         try:
             main(settings)
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not known and "allocate memory" not in str(error):
                 raise
             raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None

@@ -95,6 +95,8 @@ def load_settings(cls, argv, example):
     with errors_in_one_line():
         flags, unknown = _parser(cls, example).parse_known_args(_with_values(argv, kinds))
         flags = vars(flags)
+        if unknown and not unknown[0].startswith("-"):
+            raise UserError(f"{unknown[0]!r} is one preset too many; name one, and flags as --key=value")
         if unknown:
             raise UserError(_unknown(unknown[0].split("=")[0].lstrip("-"), fields))
         preset = flags.pop("preset")
@@ -154,7 +156,7 @@ def _read_preset(path, fields):
         raise UserError(f"preset {path!r} is not a file; name one such as config/elon.py")
     try:
         found = runpy.run_path(path)
-    except Exception as error:  # whatever the user's file raises is a mistake in that file
+    except (Exception, SystemExit) as error:  # whatever the user's file raises is a mistake in that file
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")

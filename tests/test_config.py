@@ -169,6 +169,7 @@ def test_a_wrong_flag_is_named_with_the_fix(error_of, argv, words):
         ("size = 9\nsize = = 3", ["mine.py", "line 2", "SyntaxError"]),
         ("size = 9\n\nsize = 1 / 0", ["mine.py", "line 3", "ZeroDivisionError"]),
         ("def f():\n    raise KeyError('gone')\nf()", ["mine.py", "KeyError", "gone"]),
+        ("size = 9\nraise SystemExit('enough')", ["mine.py", "line 2", "enough"]),
         ("import no_such_module", ["mine.py", "line 1", "no_such_module"]),
     ],
 )

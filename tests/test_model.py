@@ -512,7 +512,10 @@ def test_a_file_that_is_no_checkpoint_is_told(models, tmp_path, kind):
     assert not wrong
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))], ids=["torch", "pickle"]
+)
 def test_code_in_a_file_is_not_run(tmp_path, write):
     path = tmp_path / "bad.pt"
     write({"format": 1, "config": {}, "model": {}, "notes": Code(tmp_path / "ran")}, path)

@@ -394,3 +394,7 @@ def test_settings_that_do_not_fit_are_told(train, the_error, tmp_path, flags, wo
     error = the_error(train(*flags), "train.py")
     assert all(word in error for word in words), error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_no_memory_holds_is_told(train, the_error):
+    assert "batch_size" in the_error(train("--batch_size=100000000000000"), "train.py")
