@@ -496,7 +496,7 @@ def plot_losses(history, best, path):
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token)")
     iterations = [row["iter"] for row in history]
-    axes.plot(iterations, [row["train_loss"] for row in history], label="train (with dropout)")
+    axes.plot(iterations, [row["train_loss"] for row in history], label="train (noise and dropout on)")
     axes.plot(iterations, [row["val_loss"] for row in history], label="val (held-out tweets)")
     label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
     axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
