@@ -559,9 +559,10 @@ class GPT(nn.Module):
 
     # --- from probabilities to text ---------------------------------------------------------------
 
-    def generate(self, idx, max_new_tokens, **how):
-        """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new); `how` as in `stream`."""
-        return torch.cat([idx, *(fresh[:, None] for fresh in self.stream(idx, max_new_tokens, **how))], 1)
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop_token=None, **how):
+        """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new); arguments as in `stream`."""
+        stream = self.stream(idx, max_new_tokens, temperature, top_k, stop_token=stop_token, **how)
+        return torch.cat([idx, *(fresh[:, None] for fresh in stream)], 1)
 
     @torch.inference_mode()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, repetition_penalty=1.0,

@@ -9,6 +9,7 @@
 Prints the tweets, each with its novelty, and adds them to out/samples.txt.
 """
 
+import array
 import bisect
 import pathlib
 import re
@@ -183,16 +184,14 @@ class TrainingTweets:
     """The word sequences of the tweets that a model was trained on, as hashes: 16 bytes a word."""
 
     def __init__(self, tweets):
-        self.tweets = tweets
-        hashes, self.ends = [], []
-        count = 0
+        self.tweets, flat, self.ends = tweets, array.array("q"), array.array("q")
         for tweet in tweets:
-            found = [hash(word) for word in words(tweet)]
-            hashes.append(np.array([*found, 0], np.int64))  # 0 parts the tweets
-            count += len(found) + 1
-            self.ends.append(count)
-        self.hashes = np.concatenate(hashes) if hashes else np.zeros(0, np.int64)
-        self.grams = np.unique(gram_hashes(self.hashes))
+            flat.extend(map(hash, words(tweet)))
+            flat.append(0)  # parts the tweets
+            self.ends.append(len(flat))
+        self.hashes = np.frombuffer(flat, np.int64) if flat else np.zeros(0, np.int64)
+        self.grams = gram_hashes(self.hashes)
+        self.grams.sort()
 
     @classmethod
     def read(cls, path):
