@@ -8,6 +8,9 @@ import matplotlib.image
 import pytest
 import torch
 
+import sample as sampling
+from prepare import held_out
+
 SHORT = ["--num_samples=3", "--max_new_tokens=6"]
 
 
@@ -187,3 +190,62 @@ def test_sampling_needs_nothing_but_the_checkpoint(command, out, trained, prepar
     done = command("sample.py", f"--out_dir={out}", "--start=Tesla", *SHORT)
     assert done.code == 0, done.err
     assert [tweet.startswith("Tesla") for tweet in tweets_in(done.out)] == [True] * 3
+
+
+# --- novelty --------------------------------------------------------------------------------------
+
+KNOWN = ["The quick brown fox jumps over it", "So true!", "🚀", "It's a lazy, lazy dog"]
+
+
+@pytest.mark.parametrize(
+    "text, novelty, source",
+    [
+        ("the QUICK brown fox", 0.0, KNOWN[0]),
+        ("Brown fox, jumps: over", 0.0, KNOWN[0]),
+        ("quick brown fox jumps high", 0.5, None),
+        ("jumps over it so true", 1.0, None),  # no sequence reaches from one tweet into the next
+        ("fox jumps over it so true", 2 / 3, None),
+        ("so", 0.0, KNOWN[1]),
+        ("true so", 1.0, None),
+        ("lazy lazy dog", 0.0, KNOWN[3]),
+        ("lazy dog lazy", 1.0, None),
+        ("🚀🚀", 1.0, None),
+        ("", 1.0, None),
+    ],
+)
+def test_novelty_is_the_share_of_four_word_sequences_that_are_new(text, novelty, source):
+    assert sampling.TrainingTweets(KNOWN).novelty(text) == (pytest.approx(novelty), source)
+
+
+def test_novelty_where_nothing_is_known():
+    assert sampling.TrainingTweets([]).novelty("one two three four five") == (1.0, None)
+
+
+def test_held_out_tweets_do_not_count_as_known(prepared):
+    tweets = (prepared.folder / "processed.txt").read_text(encoding="utf-8").splitlines()
+    tweets = [tweet for tweet in tweets if len(sampling.words(tweet)) > 7]
+    known = sampling.TrainingTweets.read(prepared.folder / "processed.txt")
+    for tweet in tweets:
+        assert (known.novelty(tweet)[0] == 0) >= (not held_out(tweet))
+    assert any(known.novelty(tweet)[0] > 0.5 for tweet in tweets)
+
+
+def test_tweets_that_are_not_new_are_drawn_again_and_then_given_up(sample, monkeypatch):
+    copied = sample("--start=Tesla", "--temperature=0", "--max_new_tokens=1", "--min_novelty=1")
+    assert copied.code == 0
+    kept = tweets_in(copied.out)
+    if len(kept) < 3:
+        assert "less new than 100%" in copied.err and f"gave up on {3 - len(kept)} tweets" in copied.err
+    assert all("100% new" in line for line in copied.out.splitlines())
+    free = sample("--min_novelty=0.5")
+    assert free.code == 0
+    shares = [int(re.match(r" *(\d+)% new", line)[1]) for line in free.out.splitlines() if "% new" in line]
+    assert shares and min(shares) >= 50
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_the_same_seed_gives_the_same_tweets_at_any_number(sample, count):
+    many = tweets_in(sample("--num_samples=12", "--start=The", "--max_new_tokens=20").out)
+    assert (
+        tweets_in(sample(f"--num_samples={count}", "--start=The", "--max_new_tokens=20").out) == many[:count]
+    )
