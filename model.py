@@ -180,7 +180,7 @@ class NGrams(nn.Module):
         tables = {}
         for k, (key, count) in enumerate(zip(keys, counts, strict=True), 1):
             context, n_contexts = (key // n_symbols, len(keys[k - 2])) if k > 1 else (key * 0, 1)
-            of = [max(float((count == c).sum()), 1.0) for c in range(5)]
+            of = [max(float((count == c).sum()), 1.0) for c in range(5)]  # how many n-grams occur c times
             y = of[1] / (of[1] + 2 * of[2])
             discounts = [0.0, *(c - (c + 1) * y * of[c + 1] / of[c] for c in (1, 2, 3))]
             saved = torch.tensor(discounts).clamp(min=0.1)[count.clamp(max=3)] * (count > 0)
@@ -208,7 +208,8 @@ class NGrams(nn.Module):
             weight = self.get_buffer(f"backoff{k}")[context].where(context >= 0, 1.0)
             if targets is None:
                 probs = probs * weight[..., None]
-                first, count = self._following(keys, context.flatten())
+                first = torch.searchsorted(keys, context.flatten() * self.n_symbols)
+                count = torch.searchsorted(keys, (context.flatten() + 1) * self.n_symbols) - first
                 position = torch.arange(len(count), device=keys.device).repeat_interleave(count)
                 place = torch.arange(len(position), device=keys.device)
                 place = place + (first - count.cumsum(0) + count)[position]
@@ -219,16 +220,10 @@ class NGrams(nn.Module):
         return probs
 
     def _find(self, keys, context, token):
-        """The place of the n-gram `context` + `token`, -1 where it never occurred."""
+        """The place of the n-gram `context` + `token`; -1 where it, or the context, never occurred."""
         wanted = context * self.n_symbols + token
         place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        return place.where((context >= 0) & (keys[place] == wanted), -1)
-
-    def _following(self, keys, context):
-        """Where the n-grams that begin with `context` stand, and how many they are."""
-        first = torch.searchsorted(keys, context * self.n_symbols)
-        count = torch.searchsorted(keys, (context + 1) * self.n_symbols) - first
-        return first, count.where(context >= 0, 0)
+        return place.where(keys[place] == wanted, -1)
 
 
 def corpus_tables(config, token_counts, texts=None, tokens=None):
@@ -242,17 +237,16 @@ def corpus_tables(config, token_counts, texts=None, tokens=None):
     kind = 2 - (counts >= 1).long() - (counts >= 2).long()
     id_of_place = torch.argsort(kind, stable=True)
     tables = {"token_counts": counts, "id_of_place": id_of_place}
-    n_kept, n_seen = int((counts >= 2).sum()), int((counts >= 1).sum())
     if config.spelling:
         ordered = [texts[i] for i in id_of_place.tolist()]
         pieces = [[zlib.crc32(piece.encode()) % config.spelling for piece in spelled(t)] for t in ordered]
         lengths = torch.tensor([0, *map(len, pieces)])
         tables["spelling"] = torch.tensor([p for token in pieces for p in token], dtype=torch.int32)
         tables["spelling_ends"] = lengths.cumsum(0).int()
-        tables |= rare_groups(ordered[n_kept:], id_of_place[n_kept:], ordered[:n_seen], counts[id_of_place])
+        tables |= rare_groups(ordered, id_of_place.tolist(), counts[id_of_place].tolist())
     if config.ngram_order:
         place_of_id = torch.argsort(id_of_place)
-        tables |= NGrams.count(place_of_id[tokens], n_seen, config.ngram_order)
+        tables |= NGrams.count(place_of_id[tokens], int((counts >= 1).sum()), config.ngram_order)
     return tables
 
 
@@ -282,28 +276,27 @@ def looks(text):
     return next(kind for kind, fits in kinds.items() if fits) + " " * text.startswith(" ")
 
 
-def rare_groups(texts, ids, seen_texts, seen_counts):
-    """Group rare tokens that look alike, so that one score serves a group.
+def rare_groups(texts, ids, counts):
+    """Group the tokens with a count below 2 that look alike, so that one score serves a group.
 
-    A group shares looks, GPT-2's merge rank (frequent in English is low), how often the word occurs in
-    other forms, and length. Returns the group of each token and the one-hot features of each group.
+    A group shares looks, GPT-2's merge rank (what is frequent in English is low), how often the word
+    occurs in other forms, and length. Returns the group of each rare token, in order, and the one-hot
+    features of each group.
     """
     forms = collections.Counter()
-    for text, count in zip(seen_texts, seen_counts.tolist(), strict=False):
+    for text, count in zip(texts, counts, strict=True):
         forms[text.strip().casefold()] += count
-    n_once = len(seen_texts) - (len(seen_counts) - len(texts))
     kinds = sorted({looks(text) for text in texts})
     described = []
-    for place, (text, token) in enumerate(zip(texts, ids.tolist(), strict=True)):
-        rank = min(int(2 * math.log2(token / 300 + 1)), 15)
-        others = forms[text.strip().casefold()] - (place < n_once)
-        described.append(
-            (kinds.index(looks(text)), rank, min(int(math.log2(others + 1)), 3), min(len(text), 8))
-        )
+    for text, token, count in zip(texts, ids, counts, strict=True):
+        if count < 2:
+            rank = min(int(2 * math.log2(token / 300 + 1)), 15)
+            others = min(int(math.log2(forms[text.strip().casefold()] - count + 1)), 3)
+            described.append((kinds.index(looks(text)), rank, others, min(len(text), 8)))
     groups, group_of = torch.unique(torch.tensor(described), dim=0, return_inverse=True)
     kind = F.one_hot(groups[:, 0], len(kinds)).float()
-    others = [F.one_hot(groups[:, column]).float() for column in (1, 2, 3)]
-    return {"group_of": group_of, "group_features": torch.cat([kind, kind * groups[:, 1:2] / 8, *others], 1)}
+    one_hot = [F.one_hot(groups[:, column]).float() for column in (1, 2, 3)]
+    return {"group_of": group_of, "group_features": torch.cat([kind, kind * groups[:, 1:2] / 8, *one_hot], 1)}
 
 
 class GPT(nn.Module):
@@ -364,11 +357,8 @@ class GPT(nn.Module):
         self.once_share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
         # training sees the singletons stand in for unseen tokens, but not the ones that come back
         self.rare_boost = math.log(max(once + 2 * twice, 1.0) / max(once, 1.0))
-        group_of, n_groups, n_once = (
-            tables["group_of"],
-            len(tables["group_features"]),
-            self.n_seen - self.n_kept,
-        )
+        group_of, n_groups = tables["group_of"], len(tables["group_features"])
+        n_once = self.n_seen - self.n_kept
         for name, part in (("rare", group_of), ("once", group_of[:n_once]), ("unseen", group_of[n_once:])):
             size = torch.bincount(part, minlength=n_groups).float().log()
             self.tables.register_buffer(f"log_{name}", size, persistent=False)
