@@ -351,6 +351,8 @@ class GPT(nn.Module):
             tables = tables | alike
         ngrams = {name: table for name, table in tables.items() if name[-1].isdigit()}
         self.ngrams = NGrams(ngrams) if self.config.ngram_order else None
+        if self.config.spelling:
+            self.n_seen_pieces = int(tables["spelling_ends"][self.n_seen])
         for name in tables.keys() - ngrams.keys():
             self.tables.register_buffer(name, tables[name])
         once, twice = float((counts == 1).sum()), float((counts == 2).sum())
@@ -395,10 +397,10 @@ class GPT(nn.Module):
         """The vectors of the tokens' spelling, by place, (places, C); in training of the seen ones only."""
         if self.spell is None:
             return None
-        ends = self.tables.spelling_ends[: (self.n_seen if self.training else self.config.vocab_size) + 1]
-        total = F.embedding_bag(
-            self.tables.spelling[: ends[-1]], self.spell.weight, ends, mode="sum", include_last_offset=True
-        )
+        ends, pieces = self.tables.spelling_ends, self.tables.spelling
+        if self.training:
+            ends, pieces = ends[: self.n_seen + 1], pieces[: self.n_seen_pieces]
+        total = F.embedding_bag(pieces, self.spell.weight, ends, mode="sum", include_last_offset=True)
         return total / ends.diff().sqrt()[:, None]
 
     def _head(self, spelled):
