@@ -8,8 +8,12 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import pathlib
 import random
+import re
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +21,7 @@ import pytest
 import train
 from model import GPT, read_checkpoint
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHAPE = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "compact_vocab": True, "output_bias": True,
     "ngram_order": 2, "noise": 0.5, "dropout": 0.1, "average_decay": 0.5, "batch_size": 4, "max_iters": 15,
@@ -78,6 +83,23 @@ def test_a_run_survives_sigkill_at_any_moment(prepared, tmp_path, read_losses, k
     how = "resume" if (out / "last.pt").exists() else "scratch"
     run(dataclasses.replace(settings, init_from=how))
     compare(tmp_path / "undisturbed", out)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no limit on the size of files")
+def test_a_full_disk_is_told_and_the_checkpoint_before_it_is_intact(trained, snapshot, tmp_path):
+    out = shutil.copytree(trained.folder, tmp_path / "out")
+    before = snapshot(out)
+    limit = (out / "last.pt").stat().st_size - 1000
+    code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    code += "runpy.run_path('train.py', run_name='__main__')"
+    flags = [*trained.flags, f"--out_dir={out}", "--init_from=resume", "--max_iters=12"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r".*: error: .*last\.pt could not be written: .*too large.*\n", done.stderr), (
+        done.stderr
+    )
+    assert snapshot(out)["last.pt"] == before["last.pt"]
+    assert not list(out.glob("*.tmp"))
 
 
 def compare(undisturbed, killed):
