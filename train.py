@@ -131,10 +131,8 @@ class Run:
 
     def __init__(self, settings, device, dtype, counts, train_data):
         torch.manual_seed(settings.seed)
-        names = {f.name for f in dataclasses.fields(GPTConfig)} & {
-            f.name for f in dataclasses.fields(settings)
-        }
-        config = GPTConfig(**{name: getattr(settings, name) for name in names})
+        shape = [f.name for f in dataclasses.fields(GPTConfig) if hasattr(settings, f.name)]
+        config = GPTConfig(**{name: getattr(settings, name) for name in shape})
         texts = token_texts() if config.spelling else None
         tokens = checked(train_data, "train") if config.ngram_order else None
         tables = corpus_tables(config, counts, texts, tokens)
@@ -162,8 +160,12 @@ class Run:
 
     def train_loss(self):
         """The mean loss since the last evaluation; raises UserError when it is not a number any more."""
-        loss = float(torch.stack(self.losses).mean()) if self.losses else math.nan
-        if self.losses and not math.isfinite(loss):
+        if not self.losses:
+            return math.nan
+        return self.finite(float(torch.stack(self.losses).mean()))
+
+    def finite(self, loss):
+        if not math.isfinite(loss):
             raise UserError(
                 f"the loss became {loss} before iteration {self.iteration:,}; lower learning_rate or "
                 f"grad_clip. {self.out_dir}/last.pt still holds the run as last evaluated"
@@ -179,7 +181,7 @@ class Run:
     def record(self, row):
         self.losses = []
         self.history.append(row)
-        if row["val_loss"] < self.best["val_loss"]:
+        if self.finite(row["val_loss"]) < self.best["val_loss"]:
             self.best = {key: row[key] for key in self.best}
 
     def save(self):
@@ -227,10 +229,7 @@ class Run:
                 self.averaged.load_state_dict(saved["averaged"])
             self.optimizer.load_state_dict(saved["optimizer"])
             for parameter, moments in self.optimizer.state.items():
-                if (
-                    moments["exp_avg"].shape != parameter.shape
-                    or moments["exp_avg_sq"].shape != parameter.shape
-                ):
+                if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
                     raise ValueError("the optimizer's moments do not fit the weights")
             self.scaler.load_state_dict(saved["scaler"])
             torch.set_rng_state(saved["random"])
