@@ -643,10 +643,7 @@ class GPT(nn.Module):
 
         Raises UserError when the file is missing, damaged, or not such a checkpoint.
         """
-        return cls.from_checkpoint(read_checkpoint(path), path, device)
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint, path, device="cpu"):
+        checkpoint = read_checkpoint(path)
         try:
             config, state = GPTConfig(**checkpoint["config"]), checkpoint["model"]
             prefixes = ("tables.", "ngrams.")

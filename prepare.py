@@ -62,7 +62,9 @@ def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
     paths = [pathlib.Path(path) for path in settings.input] or [find_tweets(data_dir, settings.download_url)]
     tweets, dropped, rows = clean_tweets(paths, settings.text_column)
-    splits = {"train": [t for t in tweets if not held_out(t)], "val": [t for t in tweets if held_out(t)]}
+    splits = {"train": [], "val": []}
+    for tweet in tweets:
+        splits["val" if held_out(tweet) else "train"].append(tweet)
     if not tweets:
         raise UserError(f"nothing is left of {rows} rows after cleaning ({reasons(dropped)}): wrong column?")
     if not all(splits.values()):
