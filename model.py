@@ -14,7 +14,6 @@ file are always GPT-2's, also where the model keeps only some of them (`compact_
 
 import collections
 import dataclasses
-import functools
 import json
 import math
 import pathlib
@@ -142,6 +141,42 @@ class Block(nn.Module):
         """(B, T, C) -> (B, T, C); `cache` and `start` as in CausalSelfAttention.forward."""
         x = x + self.attn(self.ln_1(x), cache, start)
         return x + self.mlp(self.ln_2(x))
+
+
+class HalfPrecisionCrossEntropy(torch.autograd.Function):
+    """F.linear_cross_entropy with its matrix products in bfloat16 or float16, the rest in float32.
+
+    The gradients are made along with the loss: what a softmax leaves of the logits, less one at the
+    target, is all that they need. At most 2,048 positions of it are held, whatever the batch.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, head, bias, targets, dtype):
+        """hidden (N, C), head (rows, C), bias (rows,) or None, targets (N,) -> the mean loss, float32."""
+        wide, rows = head.to(dtype).t(), len(head)  # (C, rows)
+        log_probs, d_hidden = hidden.new_empty(len(hidden)), torch.empty_like(hidden)
+        d_head, d_bias = torch.zeros_like(head), None if bias is None else torch.zeros_like(bias)
+        for first in range(0, len(hidden), 2048):
+            part = slice(first, first + 2048)
+            narrow, target = hidden[part].to(dtype), targets[part, None]
+            probs = narrow.new_empty(len(narrow), rows)
+            for x, p in zip(narrow.split(128), probs.split(128), strict=True):  # logits that fit the cache
+                logits = x @ wide
+                torch.softmax(logits if bias is None else logits.add_(bias), -1, out=p)
+            # in float16 a probability below 6e-8 is 0
+            log_probs[part] = probs.gather(1, target)[:, 0].float().clamp(min=1e-8).log()
+            probs.scatter_add_(1, target, probs.new_full(target.shape, -1.0))
+            d_hidden[part] = probs @ wide.t()
+            d_head += probs.t() @ narrow
+            if bias is not None:
+                d_bias += (probs.t() @ narrow.new_ones(len(narrow), 1))[:, 0]
+        ctx.save_for_backward(d_hidden, d_head, d_bias)
+        return -log_probs.mean()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        scale = gradient / len(ctx.saved_tensors[0])
+        return *(d if d is None else d * scale for d in ctx.saved_tensors), None, None
 
 
 class NGrams(nn.Module):
@@ -465,18 +500,24 @@ class GPT(nn.Module):
         hidden = self._hidden(read, spelled).flatten(0, 1)
         target = self._places(targets.clamp(min=0))  # (B, T)
         row = target.flatten().clamp(max=self.wte.num_embeddings - 1)
-        cross_entropy = functools.partial(
-            F.linear_cross_entropy, hidden, self._head(spelled), row.where(valid, -1),
-            linear_bias=self._bias(), ignore_index=-1, options=LOSS_OPTIONS,
-        )  # fmt: skip
+        head, bias = self._head(spelled), self._bias()
+        if self.training and torch.is_autocast_enabled(idx.device.type):
+            dtype = torch.get_autocast_dtype(idx.device.type)
+            loss = HalfPrecisionCrossEntropy.apply(hidden[valid], head, bias, row[valid], dtype)
+        else:
+            each = self.config.compact_vocab and not self.training
+            loss = F.linear_cross_entropy(
+                hidden, head, row.where(valid, -1), linear_bias=bias, ignore_index=-1,
+                reduction="none" if each else "mean", options=LOSS_OPTIONS,
+            )  # fmt: skip
         if not self.config.compact_vocab:
-            return None, cross_entropy()
+            return None, loss
         if self.training:
             (at,) = torch.nonzero((row == self.n_kept) & valid, as_tuple=True)
             group = self.tables.group_of[target.flatten()[at] - self.n_kept]
             among_rare = self._rare_log_probs(hidden[at], self.tables.log_rare).gather(1, group[:, None])
-            return None, cross_entropy() - among_rare.sum() / valid.sum()
-        log_probs = self._target_log_probs(-cross_entropy(reduction="none"), hidden, places, target)
+            return None, loss - among_rare.sum() / valid.sum()
+        log_probs = self._target_log_probs(-loss, hidden, places, target)
         return None, -log_probs[valid].mean()
 
     def _target_log_probs(self, log_probs, hidden, places, target):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from config import UserError
-from model import GPT, GPTConfig, choose_device, corpus_tables
+from model import GPT, GPTConfig, HalfPrecisionCrossEntropy, choose_device, corpus_tables
 from prepare import token_texts
 
 V = 50257
@@ -68,6 +68,35 @@ def text(B=3, T=BLOCK, seed=2):
 
 def largest_difference(a, b):
     return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_cross_entropy_in_half_precision_is_that_of_the_logits(dtype, biased):
+    torch.manual_seed(0)
+    shapes = [(2500, 8), (300, 8), (300,)][: 2 + biased]  # more positions than it holds at a time
+    exact = [(0.5 * torch.randn(shape)).to(dtype).float().requires_grad_() for shape in shapes]
+    mine = [x.detach().clone().requires_grad_() for x in exact]
+    targets = torch.randint(300, (2500,))
+    bias = exact[2] if biased else None
+    expected = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*exact[:2], bias), targets)
+    loss = HalfPrecisionCrossEntropy.apply(*mine[:2], mine[2] if biased else None, targets, dtype)
+    assert loss.dtype is torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
+    (3 * expected).backward()
+    (3 * loss).backward()
+    for x, y in zip(exact, mine, strict=True):
+        assert (x.grad - y.grad).norm() < 0.01 * x.grad.norm()
+
+
+def test_under_autocast_targets_of_minus_one_are_ignored_as_without():
+    model = build(n_layer=1).train()
+    idx, targets = torch.randint(V, (2, 3, BLOCK), generator=torch.Generator().manual_seed(0))
+    targets[:, ::2] = -1
+    _, exact = model(idx, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, loss = model(idx, targets)
+    torch.testing.assert_close(loss, exact, rtol=0.01, atol=0)
 
 
 # --- one distribution -----------------------------------------------------------------------------
