@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from config import UserError, written_whole
 
 CHECKPOINT_FORMAT = 1
+END_OF_TEXT = 50256  # the id before each tweet
 # 512 positions of logits at a time: the whole (B * T, V) is never held, and backward needs no second pass
 LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
 
@@ -44,6 +45,7 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it
     gelu: str = "exact"  # or "tanh", the approximation that GPT-2's weights were trained with
+    separate_tweets: bool = False  # a tweet does not see what is before its <|endoftext|>
     output_bias: bool = False  # a bias for each row of the head, started at the log of its frequency
     # what helps on a small corpus; all of it needs the tables that corpus_tables() makes
     compact_vocab: bool = False  # a row for each token seen twice or more, and one shared by all others
@@ -88,28 +90,31 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         return self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4).unbind()
 
-    def forward(self, x, cache=None, start=0):
-        """(B, T, C) -> (B, T, C). `cache` holds keys and values (2, B, n_head, block_size, C / n_head)
-        of the `start` tokens before x, and takes those of x."""
+    def forward(self, x, mask=None, cache=None, start=0):
+        """(B, T, C) -> (B, T, C).
+
+        mask: what each token may look at, boolean, (B, 1, T, start + T), or None for all before it.
+        cache: keys and values (2, B, n_head, block_size, C / n_head) of the `start` tokens before x,
+        which takes those of x too; without a mask, x is then a single token.
+        """
         B, T, C = x.shape
         q, k, v = self.queries_keys_values(x)
         if cache is not None:
             cache[0, :, :, start : start + T] = k
             cache[1, :, :, start : start + T] = v
-            if start > 0:  # then T is 1, and the one query may look at everything
+            if start > 0:
                 k, v = cache[:, :, :, : start + T]
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=start == 0)
+        dropout, is_causal = self.dropout if self.training else 0.0, mask is None and start == 0
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads' results side by side
         return self.resid_dropout(self.c_proj(y))
 
-    def weights(self, x):
+    def weights(self, x, mask=None):
         """How much each token looks at each: (B, T, C) -> (B, n_head, T, T), rows sum to 1."""
         q, k, _ = self.queries_keys_values(x)
-        T = x.shape[1]
-        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        return scores.masked_fill(future, -math.inf).softmax(-1)
+        allowed = torch.ones_like(scores, dtype=torch.bool).tril() if mask is None else mask
+        return scores.masked_fill(~allowed, -math.inf).softmax(-1)
 
 
 class MLP(nn.Module):
@@ -137,9 +142,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache=None, start=0):
-        """(B, T, C) -> (B, T, C); `cache` and `start` as in CausalSelfAttention.forward."""
-        x = x + self.attn(self.ln_1(x), cache, start)
+    def forward(self, x, mask=None, cache=None, start=0):
+        """(B, T, C) -> (B, T, C); the rest as in CausalSelfAttention.forward."""
+        x = x + self.attn(self.ln_1(x), mask, cache, start)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -452,17 +457,24 @@ class GPT(nn.Module):
         return boost if self.head_bias is None else self.head_bias + boost
 
     def _hidden(self, places, spelled, cache=None, start=0):
-        """(B, T) places -> (B, T, C), what the head reads. `cache` and `start` as in CausalSelfAttention."""
+        """(B, T) places -> (B, T - start, C), what the head reads after each but the first `start`, whose
+        keys and values are in `cache` already."""
         T = places.shape[1]
-        if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} tokens are more than block_size, {self.config.block_size}")
-        x = self.wte(places.clamp(max=self.wte.num_embeddings - 1))
-        x = x + self.wpe(torch.arange(start, start + T, device=places.device))
+        if T > self.config.block_size:  # noqa: SIM300
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
+        position, mask = torch.arange(T, device=places.device), None
+        if self.config.separate_tweets:
+            end = self._places(position.new_tensor(END_OF_TEXT))
+            begins = position.where(places == end, 0).cummax(1).values  # where each token's tweet does
+            mask = (position >= begins[..., None]) & (position <= position[:, None])
+            position, mask = position - begins, mask[:, None, start:]  # (B, T), (B, 1, T - start, T)
+        read = self._noised(places) if self.training and self.config.noise else places[:, start:]
+        x = self.wte(read.clamp(max=self.wte.num_embeddings - 1)) + self.wpe(position[..., start:])
         if spelled is not None:
-            x = x + F.embedding(places.clamp(max=len(spelled) - 1), spelled)
+            x = x + F.embedding(read.clamp(max=len(spelled) - 1), spelled)
         x = self.drop(x)
         for layer, block in enumerate(self.h):
-            x = block(x, None if cache is None else cache[layer], start)
+            x = block(x, mask, None if cache is None else cache[layer], start)
         return self.ln_f(x)
 
     def _noised(self, places):
@@ -496,8 +508,7 @@ class GPT(nn.Module):
             return F.linear(self._hidden(idx, None), self.wte.weight, self.head_bias), None
         valid = (targets >= 0).flatten()
         places, spelled = self._places(idx), self._spelled()
-        read = self._noised(places) if self.training and self.config.noise else places
-        hidden = self._hidden(read, spelled).flatten(0, 1)
+        hidden = self._hidden(places, spelled).flatten(0, 1)
         target = self._places(targets.clamp(min=0))  # (B, T)
         row = target.flatten().clamp(max=self.wte.num_embeddings - 1)
         head, bias = self._head(spelled), self._bias()
@@ -580,7 +591,7 @@ class GPT(nn.Module):
         """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T), rows sum to 1."""
         seen = []
         hooks = [
-            block.attn.register_forward_pre_hook(lambda attn, args: seen.append(attn.weights(args[0])))
+            block.attn.register_forward_pre_hook(lambda attn, args: seen.append(attn.weights(*args[:2])))
             for block in self.h
         ]
         try:
@@ -625,15 +636,15 @@ class GPT(nn.Module):
         spelled = self._spelled()
         head = self._head(spelled)
         text = self._places(idx)  # (B, T), grows
-        fresh, start = text[:, -block_size:], 0  # what is yet to be read, and how much was read before
-        if bool((fresh == fresh[:1]).all()):
-            fresh = fresh[:1]  # one prompt for all: read it once, and let the cache repeat it
+        window, start = text[:, -block_size:], 0  # what the model looks back on; how much of it was read
+        if bool((window == window[:1]).all()):
+            window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
         finished = torch.zeros(B, dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            if step > 0 or len(fresh) > 1:
-                fresh = F.pad(fresh, (0, 0, 0, width - B))
-            hidden = self._hidden(fresh, spelled, cache, start)[:B, -1:].expand(B, -1, -1)
-            start += fresh.shape[1]
+            if step > 0 or len(window) > 1:
+                window = F.pad(window, (0, 0, 0, width - B))
+            hidden = self._hidden(window, spelled, cache, start)[:B, -1:].expand(B, -1, -1)
+            start = window.shape[1]
             log_probs = self._symbol_log_probs(hidden, head, text)[:, 0, : self.n_seen]
             place = self._choose(
                 log_probs, text, draws[:, step], temperature, top_k, top_p, repetition_penalty
@@ -645,10 +656,9 @@ class GPT(nn.Module):
             yield token
             if stop_token is not None and bool(finished.all()):
                 return
-            fresh = self._places(token)[:, None]
-            text = torch.cat([text, fresh], 1)
-            if start == block_size:
-                fresh, start = text[:, -max(block_size // 2, 1) :], 0
+            text = torch.cat([text, self._places(token)[:, None]], 1)
+            start = 0 if start == block_size else start  # full: read the newest half anew
+            window = text[:, -(start + 1 if start else max(block_size // 2, 1)) :]
 
     def _choose(self, log_probs, text, draws, temperature, top_k, top_p, repetition_penalty):
         """Pick a place a row: log_probs (B, n_seen) of the seen tokens, text (B, T), draws (B,) -> (B,)."""

@@ -42,7 +42,7 @@ DOWNLOAD_BYTES = 100_000_000  # of the zip, and of the CSV in it
 CHUNK_ROWS = 50_000
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
 
-END_OF_TEXT = 50256
+END_OF_TEXT = 50256  # as in model.py, which would import torch
 VOCAB_SIZE = 50257
 VAL_PERCENT = 10
 # the SHA-256 that tiktoken publishes for GPT-2's vocabulary files

@@ -39,6 +39,7 @@ class Settings:
     dropout: float = setting(0.2, "share of the activations zeroed in training", within="[0, 1)")
     bias: bool = setting(True, "biases in Linear and LayerNorm, as GPT-2 has them")
     gelu: str = setting("exact", "form of GELU; GPT-2's weights need tanh", choices=("exact", "tanh"))
+    separate_tweets: bool = setting(False, "a tweet does not see the one before it")
     output_bias: bool = setting(False, "a bias for each token, started at the log of its frequency")
     compact_vocab: bool = setting(False, "a row a token seen twice or more, one shared by all others")
     spelling: int = setting(0, "vectors for pieces of the tokens' spelling; 0 for none", within="[0, inf)")

@@ -4,6 +4,7 @@ n_head = 4
 n_embd = 128
 block_size = 32
 dropout = 0.1
+separate_tweets = True
 output_bias = True
 compact_vocab = True
 spelling = 8192

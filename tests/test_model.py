@@ -10,17 +10,26 @@ import pytest
 import torch
 
 from config import UserError
-from model import GPT, GPTConfig, HalfPrecisionCrossEntropy, choose_device, corpus_tables
+from model import END_OF_TEXT, GPT, GPTConfig, HalfPrecisionCrossEntropy, choose_device, corpus_tables
+from prepare import END_OF_TEXT as PREPARED_END
 from prepare import token_texts
 
 V = 50257
 BLOCK = 8
 SMALL = {"block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}
-KINDS = {
+KINDS = {  # fmt: skip
     "full": {},
     "full, biased": {"output_bias": True, "bias": False, "gelu": "tanh", "n_layer": 1},
     "compact": {"compact_vocab": True, "output_bias": True},
-    "all": {"compact_vocab": True, "output_bias": True, "spelling": 64, "ngram_order": 3, "noise": 0.3},
+    "full, separate": {"separate_tweets": True},
+    "all": {
+        "separate_tweets": True,
+        "compact_vocab": True,
+        "output_bias": True,
+        "spelling": 64,
+        "ngram_order": 3,
+        "noise": 0.3,
+    },
 }
 CORPUS_IDS = torch.tensor([*range(1000, 1010), 11938, 15496, 995, 262, 286, 318])  # each twice or more
 ONCE = torch.tensor([329, 8378, 20000])
@@ -62,7 +71,7 @@ def model(models, request):
 
 def text(B=3, T=BLOCK, seed=2):
     """(B, T) ids: most that training saw often, some that it saw once or never."""
-    ids = torch.cat([CORPUS_IDS, CORPUS_IDS, ONCE, UNSEEN])
+    ids = torch.cat([CORPUS_IDS, CORPUS_IDS, ONCE, UNSEEN, torch.tensor([END_OF_TEXT, END_OF_TEXT])])
     return ids[torch.randint(len(ids), (B, T), generator=torch.Generator().manual_seed(seed))]
 
 
@@ -114,6 +123,19 @@ def test_shapes(model):
     assert model.attention_maps(idx).shape == (layers, 3, heads, BLOCK, BLOCK)
     assert model.generate(idx, 5).shape == (3, BLOCK + 5)
     assert torch.equal(model.generate(idx, 0), idx)
+
+
+def test_separate_tweets_are_read_as_if_alone():
+    assert END_OF_TEXT == PREPARED_END
+    idx = text(B=2)
+    idx[:, 3] = END_OF_TEXT
+    for separate in (True, False):
+        model = build(separate_tweets=separate)
+        whole, alone = model.log_probs(idx), model.log_probs(idx[:, 3:])
+        assert (largest_difference(whole[:, 3:], alone) < 1e-4) == separate
+        assert largest_difference(whole[:, :3], model.log_probs(idx[:, :3])) < 1e-4
+        attention = model.attention_maps(idx)
+        assert (attention[..., 3:, :3].max() == 0) == separate
 
 
 def test_the_probabilities_of_all_ids_sum_to_one(model):
