@@ -17,7 +17,7 @@ from prepare import token_texts
 V = 50257
 BLOCK = 8
 SMALL = {"block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}
-KINDS = {  # fmt: skip
+KINDS = {
     "full": {},
     "full, biased": {"output_bias": True, "bias": False, "gelu": "tanh", "n_layer": 1},
     "compact": {"compact_vocab": True, "output_bias": True},
