@@ -14,6 +14,7 @@ file are always GPT-2's, also where the model keeps only some of them (`compact_
 
 import collections
 import dataclasses
+import importlib.util
 import json
 import math
 import pathlib
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from config import UserError, written_whole
 
 CHECKPOINT_FORMAT = 1
+PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 END_OF_TEXT = 50256  # the id before each tweet
 # 512 positions of logits at a time: the whole (B * T, V) is never held, and backward needs no second pass
 LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
@@ -694,7 +696,11 @@ class GPT(nn.Module):
 
         Raises UserError when the file is missing, damaged, or not such a checkpoint.
         """
-        checkpoint = read_checkpoint(path)
+        return cls.from_checkpoint(read_checkpoint(path), path).to(device).eval()
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint, path):
+        """The model in what read_checkpoint gave for `path`, as it was when it was saved."""
         try:
             config, state = GPTConfig(**checkpoint["config"]), checkpoint["model"]
             prefixes = ("tables.", "ngrams.")
@@ -704,39 +710,41 @@ class GPT(nn.Module):
         except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} does not hold a model that fits its config: {error}") from None
         model.notes = checkpoint.get("notes", {})
-        return model.to(device).eval()
+        return model
 
     @classmethod
-    def from_pretrained(cls, path):
-        """A GPT with the weights of a GPT-2 in the Hugging Face folder `path`."""
-        folder = pathlib.Path(path)
+    def from_pretrained(cls, name_or_path, **changes):
+        """A GPT with the weights of a GPT-2, in evaluation mode.
+
+        name_or_path: gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded once; or a Hugging
+        Face folder, its pytorch_model.bin or its model.safetensors. `changes` replace entries of the
+        config: a smaller block_size, dropout, separate_tweets. Raises UserError where that cannot be.
+        """
+        weights, config_json = read_pretrained(name_or_path)
+        weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
         try:
-            theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            config = GPTConfig(
-                block_size=theirs["n_positions"],
-                vocab_size=theirs["vocab_size"],
-                n_layer=theirs["n_layer"],
-                n_head=theirs["n_head"],
-                n_embd=theirs["n_embd"],
-                dropout=float(theirs.get("resid_pdrop", 0.1)),
-                gelu="exact" if theirs.get("activation_function") == "gelu" else "tanh",
+            config = pretrained_config(weights, config_json)
+        except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{name_or_path} holds no GPT-2 or a damaged config.json: {error}") from None
+        block_size = changes.get("block_size", config.block_size)
+        if block_size > config.block_size:
+            raise UserError(
+                f"block_size: {block_size} is more than the {config.block_size} of {name_or_path}; lower it"
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is no Hugging Face folder with a GPT-2's config.json: {error}") from None
-        weights = read_pretrained_weights(folder)
-        model = cls(config)
+        model = cls(dataclasses.replace(config, **changes))
         state = model.state_dict()
         for name in state:
-            tensor = weights.get(name, weights.get(f"transformer.{name}"))
+            tensor = weights.get(name)
             if not isinstance(tensor, torch.Tensor):
-                raise UserError(f"{path} lacks the weights {name}; is it a GPT-2?")
+                raise UserError(f"{name_or_path} lacks the weights {name}; is it a GPT-2?")
             # OpenAI's code stored the matrices of attention and MLP as (in, out); Linear wants (out, in)
             transposed = name.startswith("h.") and tensor.dim() == 2
             state[name] = tensor.t() if transposed else tensor
+        state["wpe.weight"] = state["wpe.weight"][:block_size]
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise UserError(f"{path} holds weights that its config.json does not describe: {error}") from None
+            raise UserError(f"{name_or_path}: the weights do not fit its config.json: {error}") from None
         return model.eval()
 
 
@@ -770,23 +778,57 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def read_pretrained_weights(folder):
-    """The tensors by name in a Hugging Face folder, from model.safetensors or pytorch_model.bin."""
-    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if not safe.exists():
-        if not pickled.exists():
-            raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
-        return read_tensors(pickled)
+def pretrained_config(weights, path):
+    """The GPTConfig of a GPT-2, from the config.json at `path` or, where there is none, from its tensors."""
+    theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    vocab_size, n_embd = weights["wte.weight"].shape
+    if theirs.get("n_embd", n_embd) != n_embd:
+        raise ValueError(f"it promises {theirs['n_embd']} channels, the weights have {n_embd}")
+    return GPTConfig(
+        block_size=theirs.get("n_positions", len(weights["wpe.weight"])),
+        vocab_size=vocab_size,
+        n_layer=theirs.get("n_layer", sum(name.endswith(".ln_1.weight") for name in weights)),
+        n_head=theirs.get("n_head", n_embd // 64),  # as in all that OpenAI published
+        n_embd=n_embd,
+        dropout=float(theirs.get("resid_pdrop", 0.1)),
+        gelu="exact" if theirs.get("activation_function") == "gelu" else "tanh",
+    )
+
+
+def read_pretrained(name_or_path):
+    """(tensors by name, path of the config.json that may be beside them) of a GPT-2."""
+    path = pathlib.Path(name_or_path)
+    if str(name_or_path) in PRETRAINED and not path.exists():
+        url = f"https://huggingface.co/openai-community/{name_or_path}/resolve/main/pytorch_model.bin"
+        try:
+            weights = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", file_name=f"{name_or_path}.bin", weights_only=True
+            )
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{name_or_path} could not be downloaded ({error}); fetch {url} by other means, then name "
+                f"the file instead of {name_or_path}"
+            ) from None
+        return weights, pathlib.Path(torch.hub.get_dir()) / "no config.json"
+    if path.is_dir():
+        found = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+        found = [file for file in found if file.exists()]
+        if not found:
+            raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
+        path = found[0] if importlib.util.find_spec("safetensors") else found[-1]
+    if not path.exists():
+        raise UserError(f"there is no {path}; name a file, a folder or one of {', '.join(PRETRAINED)}")
+    config_json = path.parent / "config.json"
+    if path.suffix != ".safetensors":
+        return read_tensors(path), config_json
     try:
         import safetensors.torch
     except ImportError:
-        if pickled.exists():
-            return read_tensors(pickled)
-        raise UserError(f"to read {safe}, `pip install safetensors`") from None
+        raise UserError(f"to read {path}, `pip install safetensors`") from None
     try:
-        return safetensors.torch.load_file(safe)
+        return safetensors.torch.load_file(path), config_json
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{safe} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def choose_device(name):

