@@ -1,20 +1,28 @@
-"""Turn a CSV of tweets into token files to train on.
+"""Turn exports of tweets into token files to train on.
 
     python prepare.py                                    # Kaggle's tweets of Elon Musk
-    python prepare.py --input=mine.csv --input=more.csv  # your own
-    python prepare.py --input=posts.csv --text_column=post --data_dir=data/mine
+    python prepare.py --input=twitter-2026.zip           # the archive that X sends you of your own
+    python prepare.py --input='exports/*.csv' --user=nasa --data_dir=data/nasa
+    python prepare.py --input=posts.tsv --text_column=post --mentions=keep --dry_run
 
-Writes to data/: processed.txt (one cleaned tweet a line), train.bin and val.bin (GPT-2 token ids as
-uint16, <|endoftext|> before every tweet and at the end) and meta.json (what was done).
+Reads CSVs, X's archives and plain text, also packed. Writes to data/: processed.txt (one cleaned tweet
+a line), train.bin and val.bin (GPT-2 token ids as uint16, <|endoftext|> before every tweet and at the
+end) and meta.json (what was done).
 """
 
 import codecs
 import collections
+import concurrent.futures
+import contextlib
+import glob
+import gzip
 import hashlib
 import html
 import importlib.util
 import io
+import itertools
 import json
+import os
 import pathlib
 import re
 import sys
@@ -28,21 +36,29 @@ import numpy as np
 import tiktoken
 import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
+from tqdm import tqdm
 
-from config import UserError, errors_in_one_line, load_settings, setting, written_whole
+from config import UserError, errors_in_one_line, load_settings, printable, setting, written_whole
 
 KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/gpreda/elon-musk-tweets"
 KAGGLE_PAGE = "https://www.kaggle.com/datasets/gpreda/elon-musk-tweets"
 CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 TEXT_COLUMNS = ("text", "tweet", "full_text", "content", "body")
+USER_COLUMNS = ("user", "username", "user_name", "screen_name", "user_screen_name", "author", "handle")
+TABLES, PACKED = (".csv", ".tsv"), (".gz", ".zip")
+KNOWN = (*TABLES, ".txt", ".js", *PACKED)
+ARCHIVE = re.compile(r"tweets?(-part\d+)?\.js")  # the tweets in X's archive, among many other files
 
 DOWNLOAD_SECONDS = 10
 DOWNLOAD_BYTES = 100_000_000  # of the zip, and of the CSV in it
+UNPACKED_BYTES, UNPACKED_TIMES = 100_000_000, 50  # a packed file may grow to either; text grows 3 times
 CHUNK_ROWS = 50_000
+BATCH_TWEETS = 2_000  # in one call of the tokenizer
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
 
 END_OF_TEXT = 50256  # as in model.py, which would import torch
+LINE_BREAK = 198  # the id of "\n"
 VOCAB_SIZE = 50257
 VAL_PERCENT = 10
 # the SHA-256 that tiktoken publishes for GPT-2's vocabulary files
@@ -52,55 +68,101 @@ ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 
 @dataclass(frozen=True)
 class Settings:
-    input: tuple[str, ...] = setting((), "a CSV of tweets; may be given several times", group="what to read")
+    input: tuple[str, ...] = setting(
+        (),
+        "a file, folder or pattern such as 'exports/*.csv'; may be given several times",
+        group="what to read",
+    )
     text_column: str = setting("", f"the column with the tweets, if not {', '.join(TEXT_COLUMNS)}")
-    download_url: str = setting(KAGGLE_URL, "the zip to fetch when no CSV is at hand; empty for none")
+    user: str = setting("", "keep the rows of this author only")
+    download_url: str = setting(KAGGLE_URL, "the zip to fetch when no tweets are at hand; empty for none")
+
+    mentions: str = setting(
+        "reply", "@handles to drop: those that a reply begins with, none or all",
+        choices=("reply", "keep", "strip"), group="cleaning",
+    )  # fmt: skip
+    urls: str = setting("strip", "links", choices=("strip", "keep"))
+    min_chars: int = setting(1, "drop what is shorter after cleaning", within="[1, inf)")
+
     data_dir: str = setting("data", "the folder to write to", group="where to write")
+    dry_run: bool = setting(False, "show ten tweets before and after cleaning, and write nothing")
 
 
 def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
-    paths = [pathlib.Path(path) for path in settings.input] or [find_tweets(data_dir, settings.download_url)]
-    tweets, dropped, rows = clean_tweets(paths, settings.text_column)
-    splits = {"train": [], "val": []}
-    for tweet in tweets:
-        splits["val" if held_out(tweet) else "train"].append(tweet)
-    if not tweets:
-        raise UserError(f"nothing is left of {rows} rows after cleaning ({reasons(dropped)}): wrong column?")
-    if not all(splits.values()):
-        counts = ", ".join(f"{len(part)} for {name}" for name, part in splits.items())
-        raise UserError(f"too few tweets for both splits ({counts}); a few hundred are a good start")
+    paths = find_files(settings.input) or [find_tweets(data_dir, settings.download_url)]
+    if settings.dry_run:
+        for text, _ in itertools.islice(itertools.chain.from_iterable(read_tweets(paths, settings)), 10):
+            print(f"before  {printable(text)}\nafter   {printable(clean(text, settings)) or '(dropped)'}\n")
+        return
 
-    tokenizer = load_tokenizer()
-    with written_whole(data_dir / "processed.txt") as file:
-        file.writelines(tweet + "\n" for tweet in tweets)
-    meta = {
-        "sources": [{"name": path.name, "sha256": sha256(path)} for path in paths],
-        "text_column": settings.text_column,
-        "tokenizer": "gpt2",
-        "leading_space": True,
-        "rows": rows,
-        "dropped": dict(dropped),
-        "tweets": len(tweets),
-    }
-    counts = {}
-    for name, part in splits.items():
-        counts[name] = write_tokens(data_dir / f"{name}.bin", part, tokenizer)
-        meta |= {
-            f"{name}_tweets": len(part),
-            f"{name}_tokens": int(counts[name].sum()),
-            f"{name}_bytes": sum(len(tweet.encode()) + 1 for tweet in part),
-            f"{name}_distinct_tokens": int((counts[name] > 0).sum()),
+    tokenizer, dropped = load_tokenizer(), collections.Counter()
+    with contextlib.ExitStack() as files:
+        processed = files.enter_context(written_whole(data_dir / "processed.txt"))
+        train, val = (
+            Split(files.enter_context(written_whole(data_dir / f"{name}.bin", "wb")), tokenizer)
+            for name in ("train", "val")
+        )
+        for tweets in clean_tweets(paths, settings, dropped):
+            processed.writelines(tweet + "\n" for tweet in tweets)
+            is_val = [held_out(tweet) for tweet in tweets]
+            train.add([tweet for tweet, its_val in zip(tweets, is_val, strict=True) if not its_val])
+            val.add(list(itertools.compress(tweets, is_val)))
+        kept = train.n_tweets + val.n_tweets
+        rows = kept + dropped.total()
+        if not kept:
+            raise UserError(
+                f"nothing is left of {rows} rows after cleaning ({reasons(dropped)}): wrong column?"
+            )
+        if not (train.n_tweets and val.n_tweets):
+            counts = f"{train.n_tweets} for train, {val.n_tweets} for val"
+            raise UserError(f"too few tweets for both splits ({counts}); a few hundred are a good start")
+        meta = {
+            "sources": [{"name": path.name, "sha256": sha256(path)} for path in paths],
+            **{
+                name: getattr(settings, name)
+                for name in ("text_column", "user", "mentions", "urls", "min_chars")
+            },
+            "tokenizer": "gpt2",
+            "leading_space": True,
+            "rows": rows,
+            "dropped": dict(dropped),
+            "tweets": kept,
         }
-    seen = np.flatnonzero(counts["train"])
-    meta["train_token_counts"] = {str(i): int(counts["train"][i]) for i in seen}
+        for name, split in (("train", train), ("val", val)):
+            meta |= {f"{name}_{what}": number for what, number in split.finish().items()}
+        seen = np.flatnonzero(train.counts)
+        meta["train_token_counts"] = {str(i): int(train.counts[i]) for i in seen}
     with written_whole(data_dir / "meta.json") as file:
         json.dump(meta, file, indent=1)
         file.write("\n")
-    print(summary(meta, unseen=counts["val"][counts["train"] == 0].sum(), data_dir=data_dir))
+    print(summary(meta, unseen=val.counts[train.counts == 0].sum(), data_dir=data_dir))
 
 
 # --- finding the tweets ---------------------------------------------------------------------------
+
+
+def find_files(inputs):
+    """The files that the user means by names, folders and patterns, in order and each once."""
+    found = {}
+    for name in inputs:
+        path = pathlib.Path(name)
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in KNOWN and file.is_file()
+            )
+            archive = [file for file in inside if ARCHIVE.fullmatch(file.name)]
+            inside = archive or [file for file in inside if file.suffix.lower() != ".js"]
+            if not inside:
+                raise UserError(f"the folder {path} holds no tweets: no {', '.join(KNOWN)}")
+        elif path.exists() or not glob.has_magic(name):
+            inside = [path]
+        else:
+            inside = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            if not inside:
+                raise UserError(f"no file fits the pattern {name!r}")
+        found |= dict.fromkeys(inside)
+    return list(found)
 
 
 def find_tweets(data_dir, url):
@@ -157,7 +219,7 @@ def download(url, path):
     try:
         with written_whole(trial, "wb") as file:
             file.write(unpacked)
-        if not any(len(chunk) for chunk in read_rows(trial, "")):
+        if not any(read_tweets([trial], Settings())):
             return "the download holds no tweets"
         trial.replace(path)
     except UserError as error:
@@ -167,83 +229,223 @@ def download(url, path):
     return None
 
 
-# --- reading and cleaning -------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------
 
 
-def read_rows(path, text_column):
-    """Yield the CSV at `path` in chunks: data frames of text, with the columns `text` and `is_retweet`."""
+def read_tweets(paths, settings):
+    """Yield lists of (text, whether it is a retweet), a chunk of a file at a time."""
+    for path in paths:
+        for name, reopen in members(path):
+            if name.endswith(".js"):
+                yield read_archive(path, reopen, settings)
+            elif name.endswith(".txt"):
+                yield from read_lines(path, reopen, settings)
+            else:
+                yield from read_table(path, reopen, settings)
+
+
+def members(path):
+    """(name, function that opens it as text) of each file of tweets in `path`, which may be packed.
+
+    Raises UserError for a file that is not there, holds none, or unpacks to far more than text would.
+    """
+    try:
+        size, kind = path.stat().st_size, path.suffix.lower()
+        limit = max(UNPACKED_BYTES, UNPACKED_TIMES * size)
+        if kind == ".gz":
+            return [(path.stem.lower(), lambda: as_text(lambda: Bounded(gzip.open(path), path, limit)))]
+        if kind != ".zip":
+            return [(path.name.lower(), lambda: as_text(lambda: open(path, "rb")))]
+        with zipfile.ZipFile(path) as packed:
+            names = sorted(name for name in packed.namelist() if "__MACOSX" not in name)
+        tables = [name for name in names if pathlib.Path(name).suffix.lower() in (*TABLES, ".txt")]
+        names = [name for name in names if ARCHIVE.fullmatch(pathlib.Path(name).name)] or tables
+        if not names:
+            raise UserError(f"{path} holds no tweets: no CSV, no text and no tweets.js")
+
+        def opened(name):
+            return lambda: as_text(lambda: Bounded(zipfile.ZipFile(path).open(name), path, limit))
+
+        return [(name.lower(), opened(name)) for name in names]
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}; give the path of a CSV with --input=…") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be unpacked: {error}") from None
+
+
+class Bounded(io.RawIOBase):
+    """A packed file as it unpacks, which ends in a UserError beyond `limit` bytes and where it is damaged."""
+
+    def __init__(self, stream, path, limit):
+        self.stream, self.path, self.left = stream, path, limit
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        try:
+            block = self.stream.read(len(buffer))
+        except (
+            EOFError,
+            OSError,
+            zlib.error,
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
+            raise UserError(f"{self.path} cannot be unpacked: {error}") from None
+        self.left -= len(block)
+        if self.left < 0:
+            raise UserError(f"{self.path} unpacks to far more than tweets would; unpack and look at it first")
+        buffer[: len(block)] = block
+        return len(block)
+
+
+def as_text(reopen):
+    """A text stream: UTF-8 (with or without a byte-order mark) where all of it is valid, else Latin-1."""
+    decoder, encoding = codecs.getincrementaldecoder("utf-8")(), "utf-8-sig"
+    with reopen() as file:
+        buffered = io.BufferedReader(file, 1 << 20) if isinstance(file, io.RawIOBase) else file
+        try:
+            while block := buffered.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            encoding = "latin-1"
+    return io.TextIOWrapper(io.BufferedReader(reopen(), 1 << 20), encoding, newline="")
+
+
+def read_table(path, reopen, settings):
+    """The tweets of a CSV, whose cells commas, semicolons or tabs part."""
     import pandas as pd  # here, because sample.py needs only the tokenizer and should start fast
 
-    how = {"dtype": str, "na_filter": False, "index_col": False, "encoding": encoding_of(path)}
+    with reopen() as file:
+        header = file.readline(1_000_000)
+    how = {
+        "dtype": str, "na_filter": False, "index_col": False, "sep": max(",;\t", key=header.count),
+    }  # fmt: skip
     try:
-        columns = list(pd.read_csv(path, nrows=0, **how).columns)
+        with reopen() as file:
+            columns = list(pd.read_csv(file, nrows=0, **how).columns)
+        if len(columns) > 1_000:
+            raise UserError(
+                f"{path}: its first line holds {len(columns):,} cells; a CSV of tweets has one tweet a row"
+            )
         known = {str(column).strip().lower(): column for column in reversed(columns)}
-        wanted = [text_column.strip().lower()] if text_column else TEXT_COLUMNS
-        found = [known[name] for name in wanted if name in known]
-        if not found:
-            asked = f"no column {text_column!r}" if text_column else "no column with a known name for tweets"
+
+        def find(names, setting, what):
+            if found := [known[name] for name in names if name in known]:
+                return found[0]
             shown = ", ".join(map(str, columns[:20]))
-            raise UserError(f"{path}: {asked}; it has {shown}: name one with --text_column=…")
-        retweet = known.get("is_retweet")
-        keep = [found[0]] + ([retweet] if retweet not in (None, found[0]) else [])
-        for chunk in pd.read_csv(path, usecols=keep, chunksize=CHUNK_ROWS, **how):
-            marks = chunk[keep[-1]].str.strip().str.lower()
-            is_retweet = marks.isin(["true", "1", "yes"]) & (len(keep) == 2)
-            yield pd.DataFrame({"text": chunk[found[0]], "is_retweet": is_retweet})
+            raise UserError(f"{path}: no column {what}; it has {shown}{setting}")
+
+        wanted = [settings.text_column.strip().lower()] if settings.text_column else TEXT_COLUMNS
+        what = repr(settings.text_column) if settings.text_column else "with a known name for tweets"
+        text = find(wanted, ": name one with --text_column=…", what)
+        retweet, user = known.get("is_retweet"), None
+        if settings.user:
+            user = find(USER_COLUMNS, "; leave out --user", f"of authors ({', '.join(USER_COLUMNS)})")
+        with reopen() as file:
+            usecols = list(dict.fromkeys(column for column in (text, retweet, user) if column is not None))
+            for chunk in pd.read_csv(file, usecols=usecols, chunksize=CHUNK_ROWS, **how):
+                if user is not None:
+                    author = chunk[user].str.strip().str.removeprefix("@").str.casefold()
+                    chunk = chunk[author == settings.user.strip().removeprefix("@").casefold()]
+                marked = retweet is not None and retweet != text
+                is_retweet = (
+                    chunk[retweet].str.strip().str.lower().isin(["true", "1", "yes"]) if marked else ()
+                )
+                yield list(itertools.zip_longest(chunk[text], is_retweet, fillvalue=False))
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; it should be a CSV with a column of tweets") from None
+    except UserError:
+        raise
     except (pd.errors.ParserError, ValueError, OverflowError) as error:
         raise UserError(f"{path} cannot be read as a CSV: {error}") from None
 
 
-def encoding_of(path):
-    """UTF-8 (with or without a byte-order mark) where the file is valid UTF-8, else Latin-1."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def no_author(path, settings):
+    if settings.user:
+        raise UserError(f"{path} names no authors; leave out --user")
+
+
+def read_archive(path, reopen, settings):
+    """The tweets of the tweets.js in X's archive: JavaScript that assigns a list of {"tweet": {…}}."""
+    no_author(path, settings)
+    with reopen() as file:
+        content = file.read()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}; give the path of a CSV with --input=…") from None
-    except UnicodeDecodeError:
-        return "latin-1"
-    return "utf-8-sig"
+        items = [
+            item.get("tweet", item) for item in json.loads(content[content.index("[") :].rstrip("; \r\n"))
+        ]
+        return [
+            (str(tweet["full_text"] if "full_text" in tweet else tweet["text"]), False) for tweet in items
+        ]
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no tweets.js of an archive, or a damaged one: {error}") from None
 
 
-def clean(text):
+def read_lines(path, reopen, settings):
+    """The tweets of a text file with one a line."""
+    no_author(path, settings)
+    with reopen() as file:
+        while lines := [(line, False) for line in itertools.islice(bounded_lines(file), CHUNK_ROWS)]:
+            yield lines
+
+
+def bounded_lines(file):
+    """The lines of a text stream, in parts where they are longer than a tweet can be."""
+    while line := file.readline(2 * MAX_CHARS):
+        yield line
+
+
+# --- cleaning ---------------------------------------------------------------------------------------
+
+
+def clean(text, settings=Settings()):
     """One tweet's text without what is not the author's own words; "" when nothing is left.
 
     >>> clean("@a @b Rockets &amp; cars\\nare fun https://t.co/x")
     'Rockets & cars are fun'
     """
     text = " ".join(html.unescape(text).split())  # first, so that no pattern below meets long white space
-    text = re.sub(r"https?://\S+", "", text)
+    if settings.urls == "strip":
+        text = re.sub(r"https?://\S+", "", text)
     text = re.sub(r"\s*…\s*$", "", text)  # a cut-off tail
-    text = re.sub(r"^(\s*@\w+)+\s*", "", text)  # the handles that a reply begins with
+    if settings.mentions == "reply":
+        text = re.sub(r"^(\s*@\w+)+\s*", "", text)
+    elif settings.mentions == "strip":
+        text = re.sub(r"(?<!\w)@\w+", "", text)
     return " ".join(text.split())
 
 
-def clean_tweets(paths, text_column):
-    """Read and clean every CSV of `paths`.
+def clean_tweets(paths, settings, dropped):
+    """Yield lists of clean tweets, each tweet once; count in the Counter `dropped` what is left out, and why.
 
-    Returns (tweets in order, Counter of dropped rows by reason, number of rows read).
+    Only digests of the tweets are kept, so the memory that a million takes is small.
     """
-    tweets, dropped, rows = {}, collections.Counter(), 0  # a dict keeps the first of duplicates, in order
-    for path in paths:
-        for chunk in read_rows(path, text_column):
-            rows += len(chunk)
-            for text, is_retweet in zip(chunk["text"], chunk["is_retweet"], strict=True):
-                tweet = "" if is_retweet or len(text) > MAX_CHARS else clean(text)
-                if tweet and tweet not in tweets:
-                    tweets[tweet] = True
-                elif is_retweet:
+    seen = set()
+    with tqdm(unit=" rows", unit_scale=True, disable=None) as bar:
+        for chunk in read_tweets(paths, settings):
+            kept = []
+            for text, is_retweet in chunk:
+                if is_retweet or text.lstrip().startswith("RT @"):
                     dropped["retweets"] += 1
                 elif len(text) > MAX_CHARS:
                     dropped[f"longer than {MAX_CHARS:,} characters"] += 1
+                elif not (tweet := clean(text, settings)):
+                    dropped["empty"] += 1
+                elif len(tweet) < settings.min_chars:
+                    dropped[f"shorter than {settings.min_chars} characters"] += 1
                 else:
-                    dropped["duplicates" if tweet else "empty"] += 1
-    return list(tweets), dropped, rows
+                    digest = hashlib.blake2b(tweet.encode(), digest_size=16).digest()
+                    if digest in seen:
+                        dropped["duplicates"] += 1
+                    else:
+                        seen.add(digest)
+                        kept.append(tweet)
+            bar.update(len(chunk))
+            yield kept
 
 
 def held_out(tweet):
@@ -301,18 +503,47 @@ def encode(tokenizer, text):
     return tokenizer.encode_ordinary(" " + text) if text else []
 
 
-def write_tokens(path, tweets, tokenizer):
-    """Write `path` as uint16, <|endoftext|> before every tweet and at the end; return the ids' counts."""
-    counts = np.zeros(VOCAB_SIZE, np.int64)
-    with written_whole(path, "wb") as file:
-        for start in range(0, len(tweets), CHUNK_ROWS):
-            batch = (encode(tokenizer, tweet) for tweet in tweets[start : start + CHUNK_ROWS])
-            ids = np.array([i for tweet in batch for i in (END_OF_TEXT, *tweet)], dtype=np.uint16)
-            counts += np.bincount(ids, minlength=VOCAB_SIZE)
-            file.write(ids.astype("<u2").tobytes())
-        file.write(np.array([END_OF_TEXT], "<u2").tobytes())
-        counts[END_OF_TEXT] += 1
-    return counts
+class Split:
+    """One of train.bin and val.bin as it grows."""
+
+    def __init__(self, file, tokenizer):
+        self.file, self.tokenizer = file, tokenizer
+        self.n_tweets = self.n_bytes = 0
+        self.counts = np.zeros(VOCAB_SIZE, np.int64)  # of each id
+
+    def add(self, tweets):
+        """Encode tweets, each with <|endoftext|> before it, on all cores: tiktoken frees Python's lock."""
+        batches = (tweets[start : start + BATCH_TWEETS] for start in range(0, len(tweets), BATCH_TWEETS))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for ids in pool.map(self.encode, batches):
+                self.write(ids)
+        self.n_tweets += len(tweets)
+        self.n_bytes += sum(len(tweet.encode()) + 1 for tweet in tweets)
+
+    def encode(self, tweets):
+        """The ids of tweets as uint16. One call for many is five times as fast as one for each.
+
+        A clean tweet holds no line break, so one between two keeps their tokens apart as nothing would,
+        and takes the place of <|endoftext|>.
+        """
+        text = "\n " + "\n ".join(tweets)
+        ids = self.tokenizer.encode_to_numpy(text, disallowed_special=()).astype("<u2")
+        ids[ids == LINE_BREAK] = END_OF_TEXT
+        return ids
+
+    def write(self, ids):
+        self.counts += np.bincount(ids, minlength=VOCAB_SIZE)
+        self.file.write(ids.tobytes())
+
+    def finish(self):
+        """Write the last <|endoftext|>; return what meta.json tells of the split."""
+        self.write(np.array([END_OF_TEXT], "<u2"))
+        return {
+            "tweets": self.n_tweets,
+            "tokens": int(self.counts.sum()),
+            "bytes": self.n_bytes,
+            "distinct_tokens": int((self.counts > 0).sum()),
+        }
 
 
 # --- the report -----------------------------------------------------------------------------------

@@ -22,8 +22,10 @@ import sys
 import traceback
 import types
 import typing
+import unicodedata
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the direction
 TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -43,7 +45,10 @@ def errors_in_one_line():
     try:
         yield
     except (UserError, OSError) as error:
-        print(f"{pathlib.Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(
+            f"{pathlib.Path(sys.argv[0]).name}: error: {printable(' '.join(str(error).split()))}",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
 
 
@@ -71,6 +76,16 @@ def written_whole(path, mode="w"):
                 f"{path} could not be written: {error}; what was there before is intact"
             ) from None
         raise
+
+
+def printable(text):
+    """`text` in one piece, with the characters escaped that could drive a terminal or reorder a line."""
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI
+        else c
+        for c in text
+    )
 
 
 def setting(default, help, *, within=None, choices=None, group=None):

@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 
 from config import written_whole  # noqa: E402
 from model import GPT, GPTConfig, corpus_tables, read_checkpoint  # noqa: E402
-from prepare import END_OF_TEXT, VOCAB_SIZE, encode, held_out, load_tokenizer, write_tokens  # noqa: E402
+from prepare import END_OF_TEXT, VOCAB_SIZE, Split, encode, held_out, load_tokenizer  # noqa: E402
 
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64}
 BATCH_SIZE = 32
@@ -427,10 +427,14 @@ def prepare(args):
 
 def tokenizer_rows(args, tweets):
     """Cleaned tweets to ids: prepare.py's function, which also writes them, beside GPT2TokenizerFast."""
-    path, tokenizer, spaced = args.scratch / "tokens.bin", load_tokenizer(), [f" {t}" for t in tweets]
-    contenders = {"ours": lambda: write_tokens(path, tweets, tokenizer)}
-    contenders["ours"]()
-    ours, n_tokens = np.fromfile(path, "<u2"), path.stat().st_size // 2 - len(tweets) - 1
+    tokenizer, spaced = load_tokenizer(), [f" {t}" for t in tweets]
+
+    def write():
+        Split(file := io.BytesIO(), tokenizer).add(tweets)
+        return np.frombuffer(file.getvalue(), "<u2")
+
+    contenders, ours = {"ours": write}, write()
+    n_tokens = len(ours) - len(tweets)
     if "transformers" in args.peers:
         from transformers import GPT2TokenizerFast
 
@@ -438,7 +442,7 @@ def tokenizer_rows(args, tweets):
         peer = GPT2TokenizerFast(str(files / "encoder.json"), str(files / "vocab.bpe"))
         contenders["GPT2TokenizerFast"] = lambda: peer(spaced, return_attention_mask=False)["input_ids"]
         theirs = [i for ids in contenders["GPT2TokenizerFast"]() for i in (END_OF_TEXT, *ids)]
-        if [*theirs, END_OF_TEXT] != ours.tolist():
+        if theirs != ours.tolist():
             raise SystemExit("bench.py: error: the two tokenizers disagree, so their speeds do not compare")
     seconds = alternate(contenders, few(args, 5, 1))
     rows = [row(f"tokens/s, tokenizing alone: {name}", n_tokens / found) for name, found in seconds.items()]

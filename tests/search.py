@@ -70,11 +70,12 @@ def make_development_data(processed, folder):
         if bucket >= 10:
             parts["val" if bucket < 20 else "train"].append(tweet)
     for name, tweets in parts.items():
-        counts = prepare.write_tokens(folder / f"{name}.bin", tweets, tokenizer)
-        meta[f"{name}_tokens"] = int(counts.sum())
-        meta[f"{name}_bytes"] = sum(len(tweet.encode()) + 1 for tweet in tweets)
+        with open(folder / f"{name}.bin", "wb") as file:
+            split = prepare.Split(file, tokenizer)
+            split.add(tweets)
+            meta |= {f"{name}_{what}": number for what, number in split.finish().items()}
         if name == "train":
-            meta["train_token_counts"] = {i: int(n) for i, n in enumerate(counts) if n}
+            meta["train_token_counts"] = {i: int(n) for i, n in enumerate(split.counts) if n}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import csv
+import gzip
 import http.server
 import io
 import json
@@ -14,8 +15,10 @@ import time
 import zipfile
 import zlib
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 import prepare
 import train
@@ -473,7 +476,7 @@ def test_a_server_that_is_too_slow_is_given_up(server, capsys, monkeypatch, tmp_
     began = time.monotonic()
     monkeypatch.setattr(prepare, "DOWNLOAD_SECONDS", 1)
     prepare.main(prepare.Settings(data_dir=str(tmp_path), download_url=server.url + path))
-    assert "1 s" in check_fallback(tmp_path, capsys.readouterr().err)
+    assert re.search("1 s|timed out", check_fallback(tmp_path, capsys.readouterr().err))
     assert time.monotonic() - began < 10
 
 
@@ -497,3 +500,158 @@ def test_the_sample_has_what_real_exports_have_and_is_labelled(repo):
         assert any(re.search(pattern, text) for text in texts), pattern
     assert {row["is_retweet"] for row in rows} == {"True", "False"}
     assert len(set(texts)) < len(texts)
+
+
+# --- the exports that people have -----------------------------------------------------------------
+
+
+def archive(tweets, number=0):
+    """What X's archive holds as data/tweets.js."""
+    items = [{"tweet": {"id": str(n), "full_text": tweet}} for n, tweet in enumerate(tweets)]
+    return f"window.YTD.tweets.part{number} = {json.dumps(items, indent=2)}"
+
+
+def table(separator, line_end="\n"):
+    return line_end.join(f'{n}{separator}"{tweet}"' for n, tweet in [("id", "text"), *enumerate(FILLER)])
+
+
+def zipped(**files):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/").replace("_", "."), content)
+    return packed.getvalue()
+
+
+EXPORTS = {
+    "comma.csv": table(",").encode(),
+    "semicolon.csv": table(";").encode(),
+    "tab.tsv": table("\t", "\r\n").encode(),
+    "mixed.csv": table(",").replace("\n", "\r\n", 7).encode(),
+    "packed.csv.gz": gzip.compress(table(";").encode()),
+    "packed.zip": zipped(README_md=b"no tweets", tweets_csv=table(",")),
+    "lines.txt": "\n".join(FILLER).encode(),
+    "lines.txt.gz": gzip.compress("\r\n".join(FILLER).encode()),
+    "tweets.js": archive(FILLER).encode(),
+    "tweet.js": archive(FILLER).replace("tweets.part", "tweet.part").encode(),
+    "twitter.zip": zipped(
+        data__account_js="window.YTD.account.part0 = []", data__tweets_js=archive(FILLER[:9]),
+        **{"data__tweets-part1_js": archive(FILLER[9:], 1)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_formats(run, tmp_path, name):
+    (tmp_path / name).write_bytes(EXPORTS[name])
+    done = run(tmp_path / name)
+    assert done.code == 0, done.err
+    found = lines_of(tmp_path / "out")
+    assert sorted(found) == sorted(FILLER)
+
+
+def test_an_archive_holds_retweets_and_escapes(run, tmp_path):
+    tweets = ["RT @nasa: We landed", "Rockets &amp; cars", "@a @b yes, 42 https://t.co/x", *FILLER]
+    (tmp_path / "tweets.js").write_text(archive(tweets), encoding="utf-8")
+    done = run(tmp_path / "tweets.js")
+    assert "1 retweets" in done.out
+    found = lines_of(tmp_path / "out")
+    assert found == ["Rockets & cars", "yes, 42", *FILLER]
+
+
+def test_folders_and_patterns_are_read_in_order_and_each_tweet_once(run, write_csv, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, part in (("b", FILLER[:12]), ("a", FILLER[8:])):
+        write_csv(tmp_path / "in" / f"{name}.csv", [["text"], *([tweet] for tweet in part)])
+    (tmp_path / "in" / "picture.png").write_bytes(b"\x89PNG")
+    outputs = []
+    for flag in (tmp_path / "in", tmp_path / "in" / "*.csv"):
+        done = run(flag)
+        assert done.code == 0, done.err
+        assert "4 duplicates" in done.out
+        outputs.append(lines_of(tmp_path / "out"))
+    assert outputs == [[*FILLER[8:], *FILLER[:8]]] * 2
+    download = tmp_path / "download" / "data"
+    download.mkdir(parents=True)
+    (download / "tweets.js").write_text(archive(FILLER))
+    (download / "account.js").write_text("window.YTD.account.part0 = [{}]")
+    assert run(download.parent).code == 0
+
+
+def test_one_author(run, write_csv, the_error, tmp_path):
+    rows = [[tweet, " @NASA" if n % 3 else "esa"] for n, tweet in enumerate(FILLER * 2)]
+    path = write_csv(tmp_path / "in.csv", [["text", "User_Name"], *rows])
+    assert run(path, flags=["--user=nasa"]).code == 0
+    found = lines_of(tmp_path / "out")
+    assert found == list(dict.fromkeys(tweet for tweet, author in rows if author != "esa"))
+    assert "wrong" in the_error(run(path, flags=["--user=nobody"]), "prepare.py")
+    lone = write_csv(tmp_path / "lone.csv", [["text"], *([tweet] for tweet in FILLER)])
+    assert "it has text" in the_error(run(lone, flags=["--user=nasa"]), "prepare.py")
+    (tmp_path / "lines.txt").write_text("\n".join(FILLER))
+    assert "--user" in the_error(run(tmp_path / "lines.txt", flags=["--user=nasa"]), "prepare.py")
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--mentions=reply", "see @c and a@b.c"),
+        ("--mentions=keep", "@a @b see @c and a@b.c"),
+        ("--mentions=strip", "see and a@b.c"),
+        ("--urls=keep", "see @c and a@b.c https://t.co/x"),
+        ("--min_chars=17", None),
+    ],
+)
+def test_cleaning_switches(run, write_csv, tmp_path, flag, expected):
+    text = "@a @b see @c and a@b.c https://t.co/x"
+    longer = [[f"{tweet}, and what is more, it is long"] for tweet in FILLER]
+    done = run(write_csv(tmp_path / "in.csv", [["text"], [text], *longer]), flags=[flag])
+    assert done.code == 0, done.err
+    found = lines_of(tmp_path / "out")
+    assert found == ([expected] if expected else []) + [tweet for [tweet] in longer]
+    assert ("1 shorter than 17 characters" in done.out) == (expected is None)
+    name, value = flag.removeprefix("--").split("=")
+    assert str(json.loads((tmp_path / "out/meta.json").read_text())[name]) == value
+
+
+def test_a_dry_run_shows_ten_tweets_and_writes_nothing(run, write_csv, tmp_path):
+    rows = [["@a Hi &amp; bye\x1b[2J"], ["@b"], *([tweet] for tweet in FILLER)]
+    done = run(write_csv(tmp_path / "in.csv", [["text"], *rows]), flags=["--dry_run"])
+    assert done.code == 0, done.err
+    assert done.out.startswith("before  @a Hi &amp; bye\\x1b[2J\nafter   Hi & bye\\x1b[2J\n")
+    assert "after   (dropped)" in done.out
+    assert done.out.count("before") == done.out.count("after") == 10
+    assert not (tmp_path / "out").exists()
+
+
+HARM = {
+    "a row of thousands of cells": ("wide.csv", b",".join([b"text"] * 3000), "3,000 cells"),
+    "half a gz": ("in.csv.gz", EXPORTS["packed.csv.gz"][:-20], "cannot be unpacked"),
+    "no gz": ("in.csv.gz", b"text\nhello", "cannot be unpacked"),
+    "half a zip": ("in.zip", EXPORTS["packed.zip"][:-30], "cannot be unpacked"),
+    "a zip of nothing": ("in.zip", zipped(a_png=b"x"), "no CSV"),
+    "a bomb in a gz": ("in.csv.gz", gzip.compress(b"a" * 120_000_000, 9), "unpacks to far more"),
+    "a bomb in a zip": ("in.zip", zipped(a_csv=b"text\n" + b"a" * 120_000_000), "unpacks to far more"),
+    "half a tweets.js": ("tweets.js", EXPORTS["tweets.js"][:-40], "tweets.js"),
+    "another js": ("account.js", b"window.YTD.account.part0 = [1]", "tweets.js"),
+    "an empty folder": ("folder", None, "holds no tweets"),
+    "a pattern for nothing": ("gone-*.csv", None, "pattern"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_damaged_exports_are_refused_in_one_line(run, the_error, tmp_path, harm):
+    name, content, told = HARM[harm]
+    if content:
+        (tmp_path / name).write_bytes(content)
+    elif "*" not in name:
+        (tmp_path / name).mkdir()
+    assert told in the_error(run(tmp_path / name), "prepare.py")
+    assert not any((tmp_path / "out").glob("*"))
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(st.lists(st.text(min_size=1), min_size=1))
+def test_tweets_encoded_together_have_the_tokens_of_each_alone(tokenizer, texts):
+    tweets = [tweet for text in texts if (tweet := prepare.clean(text))]
+    together = prepare.Split(None, tokenizer).encode(tweets).tolist() if tweets else []
+    assert together == [i for tweet in tweets for i in (50256, *prepare.encode(tokenizer, tweet))]
