@@ -395,8 +395,9 @@ class GPT(nn.Module):
         self.ngrams = NGrams(ngrams) if self.config.ngram_order else None
         if self.config.spelling:
             self.n_seen_pieces = int(tables["spelling_ends"][self.n_seen])
-        for name in tables.keys() - ngrams.keys():
-            self.tables.register_buffer(name, tables[name])
+        for name, table in tables.items():  # in this order in every process: DDP goes by it
+            if name not in ngrams:
+                self.tables.register_buffer(name, table)
         once, twice = float((counts == 1).sum()), float((counts == 2).sum())
         self.once_share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
         # training sees the singletons stand in for unseen tokens, but not the ones that come back

@@ -340,6 +340,14 @@ def test_a_compact_vocabulary_needs_to_know_the_corpus():
         GPT(GPTConfig(compact_vocab=True))
 
 
+def test_buffers_are_in_the_order_of_the_tables():
+    """Processes that train together exchange them by it."""
+    config = GPTConfig(**SMALL | KINDS["all"])
+    tables = corpus_tables(config, torch.bincount(corpus(), minlength=V), token_texts(), corpus())
+    registered = [name for name, _ in GPT(config, tables).tables.named_buffers()]
+    assert registered[: len(tables) - 9] == [name for name in tables if not name[-1].isdigit()]
+
+
 def test_a_device_that_is_not_here_is_refused():
     with pytest.raises(UserError, match="'nonsense'"):
         choose_device("nonsense")
