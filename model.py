@@ -703,14 +703,13 @@ class GPT(nn.Module):
     def from_checkpoint(cls, checkpoint, path):
         """The model in what read_checkpoint gave for `path`, as it was when it was saved."""
         try:
-            config, state = GPTConfig(**checkpoint["config"]), checkpoint["model"]
-            prefixes = ("tables.", "ngrams.")
-            tables = {k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(prefixes)}
+            config, state, notes = GPTConfig(**checkpoint["config"]), checkpoint["model"], checkpoint["notes"]
+            tables = checked_tables(config, state)
             model = cls(config, tables or None)
             model.load_state_dict(state)
+            model.notes = dict(notes)
         except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise UserError(f"{path} does not hold a model that fits its config: {error}") from None
-        model.notes = checkpoint.get("notes", {})
         return model
 
     @classmethod
@@ -777,6 +776,60 @@ def read_checkpoint(path):
     if checkpoint.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
     return checkpoint
+
+
+def checked_tables(config, state):
+    """The tables among the tensors of a checkpoint, which may be a stranger's or damaged.
+
+    Raises ValueError where they, or the weights, would fail later or take more memory than the file has.
+    """
+
+    def demand(fits, name, what):
+        if not fits:
+            raise ValueError(f"{name} {what}")
+
+    def numbers(name, size, low, high, dtype=torch.int64):
+        """A table of `size` numbers from low to high."""
+        table = tables[name]
+        demand(table.dtype == dtype and table.shape == (size,), name, "has another type or size")
+        demand(not size or (low <= table.min() and table.max() <= high), name, "is out of range")
+        return table
+
+    for name, tensor in state.items():
+        demand(tensor.layout == torch.strided and tensor.is_contiguous(), name, "is not stored in full")
+        demand(tensor.dtype in (torch.float32, torch.int64, torch.int32), name, f"is of {tensor.dtype}")
+        demand(not tensor.is_floating_point() or tensor.isfinite().all(), name, "holds NaN or infinity")
+    demand(
+        state["wpe.weight"].shape == (config.block_size, config.n_embd), "wpe.weight", "is of another shape"
+    )
+    demand(f"h.{config.n_layer - 1}.ln_1.weight" in state, "n_layer", "is not that of the weights")
+    prefixes = ("tables.", "ngrams.")
+    tables = {name.split(".", 1)[1]: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+    if not config.compact_vocab:
+        demand(len(state["wte.weight"]) == config.vocab_size, "wte.weight", "is of another shape")
+        return tables
+    n, n_groups = config.vocab_size, len(tables["group_features"])
+    counts, order = numbers("token_counts", n, 0, 2**40), numbers("id_of_place", n, 0, n - 1)
+    kinds = counts[order].clamp(max=2)
+    demand(
+        order.bincount().eq(1).all() and (kinds.diff() <= 0).all(), "id_of_place", "is no order of the ids"
+    )
+    numbers("group_of", int((counts < 2).sum()), 0, n_groups - 1)
+    if config.spelling:
+        ends = numbers("spelling_ends", n + 1, 0, len(tables["spelling"]), torch.int32)
+        demand(
+            (ends.diff() > 0).all() and ends[-1] == len(tables["spelling"]), "spelling_ends", "does not rise"
+        )
+        numbers("spelling", int(ends[-1]), 0, config.spelling - 1, torch.int32)
+        demand(len(state["spell.weight"]) == config.spelling, "spell.weight", "is of another shape")
+    n_symbols, n_contexts = int((counts > 0).sum()) + 1, 1
+    for k in range(1, config.ngram_order + 1):
+        keys = numbers(f"keys{k}", len(tables[f"keys{k}"]), 0, n_contexts * n_symbols - 1)
+        demand((keys.diff() > 0).all() and (k > 1 or len(keys) == n_symbols), f"keys{k}", "does not rise")
+        numbers(f"probs{k}", len(keys), 0, 1, torch.float32)
+        numbers(f"backoff{k}", n_contexts, 0, 1, torch.float32)
+        n_contexts = len(keys)
+    return tables
 
 
 def pretrained_config(weights, path):

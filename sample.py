@@ -21,7 +21,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from config import UserError, errors_in_one_line, load_settings, setting, written_whole
+from config import UserError, errors_in_one_line, load_settings, printable, setting, written_whole
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def read_prompt(start):
 def show(text, end="\n", file=None):
     """Print `text` with control characters escaped, so that no tweet can drive the terminal."""
     file = file or sys.stdout
-    safe = "".join(repr(c)[1:-1] if (c < " " and c != "\n") or "\x7f" <= c < "\xa0" else c for c in text)
+    safe = "\n".join(map(printable, text.split("\n")))
     known = safe.encode(file.encoding or "utf-8", "backslashreplace")  # not every terminal knows emoji
     print(known.decode(file.encoding or "utf-8"), end=end, file=file, flush=True)
 

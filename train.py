@@ -250,7 +250,7 @@ class Run:
         """What last.pt holds; raises UserError where it is of another run."""
         path = self.out_dir / "last.pt"
         saved = read_checkpoint(path)
-        if "settings" not in saved:
+        if not isinstance(saved.get("settings"), dict):
             raise UserError(f"{path} holds weights only; a run is resumed from its last.pt")
         before, now = saved["settings"], dataclasses.asdict(self.settings)
         changed = {key for key in now if now[key] != before.get(key)}
@@ -277,7 +277,10 @@ class Run:
                     raise ValueError("the optimizer's moments do not fit the weights")
             self.scaler.load_state_dict(saved["scaler"])
             for name in ("iteration", "losses", "history", "best"):
-                setattr(self, name, saved[name])
+                setattr(self, name, type(getattr(self, name))(saved[name]))
+            numbers = [row[name] for row in (*self.history, self.best) for name in ("iter", *self.best)]
+            if not all(isinstance(number, float | int) for number in [*numbers, *map(float, self.losses)]):
+                raise ValueError("the history of the losses is not one")
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             why = str(error).split("\n")[0]
             raise UserError(
@@ -401,11 +404,13 @@ def load_data(settings):
         counts = torch.zeros(GPTConfig.vocab_size, dtype=torch.int64)
         for token, count in meta["train_token_counts"].items():
             counts[int(token)] = count
+        if counts.min() < 0 or counts.sum() != meta["train_tokens"] or not int(meta["val_bytes"]) > 0:
+            raise ValueError("its numbers do not add up")
     except FileNotFoundError:
         raise UserError(
             f"{folder}/meta.json is not there; run prepare.py --data_dir={folder} first"
         ) from None
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError, ValueError) as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); run prepare.py again") from None
     splits = []
     for name in ("train", "val"):
