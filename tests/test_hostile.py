@@ -164,7 +164,8 @@ def test_a_run_with_damaged_parts_is_not_resumed(command, trained, the_error, sn
     [{"val_bytes": 0}, {"val_bytes": "many"}, {"val_bytes": None}, {"train_tokens": -1}, {"val_tokens": "x"},
      {"train_token_counts": []}, {"train_token_counts": {"0": -1}}, {"train_token_counts": {"-1": 1}},
      {"train_token_counts": {"x": 1}}, {"train_token_counts": {"0": "y"}},
-     {"train_token_counts": {"60000": 1}}, {"train_token_counts": {"0": 10**30}}, {"train_token_counts": {"0": 1.5}}],
+     {"train_token_counts": {"60000": 1}}, {"train_token_counts": {"0": 10**30}},
+     {"train_token_counts": {"0": 1.5}}],
     ids=str,
 )  # fmt: skip
 def test_a_meta_json_that_lies_is_told(command, trained, prepared, the_error, tmp_path, changed):
