@@ -674,6 +674,8 @@ class GPT(nn.Module):
         log_probs, places = log_probs.topk(min(top_k or self.n_seen, self.n_seen))  # the likeliest first
         probs = (log_probs.double() / temperature).softmax(-1)
         cumulative = probs.cumsum(-1)
+        if bool(probs.isnan().any()):
+            raise UserError("the model's probabilities are not numbers; its weights must be damaged")
         n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
         reached = cumulative.gather(1, n_allowed - 1)
         at = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)

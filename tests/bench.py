@@ -8,6 +8,7 @@ quality: held-out bits per byte over 3 seeds, beside n-grams, compressors and na
 train:   tokens a second and peak memory at one shape, and the share of the matmul rate that is reached
 sample:  seconds for ten tweets and to the first, and memory for a thousand and for a million known tweets
 prepare: seconds and memory for up to a million tweets, and the tokenizer alone
+scale:   memory and speed of training on 20 GB of tokens, beside those on 100 KB
 
 Prints a table a part and merges the figures into out/bench.json; quality also draws out/bench.png.
 nanoGPT runs unmodified, from a checkout (--nanogpt=DIR); it and transformers are left out where missing.
@@ -60,7 +61,8 @@ NANOGPT = {
 }  # fmt: skip
 NANOGPT_BEST = 2.229  # bits per byte, for where no checkout is at hand
 Mark = collections.namedtuple("Mark", "iteration wall cpu")  # when a line that begins `iter N` came
-Watched = collections.namedtuple("Watched", "lines marks seconds peak")  # peak: resident memory in MB
+# what was seen of a process; peak: resident memory in MB, anonymous: what of it is no file's
+Watched = collections.namedtuple("Watched", "lines marks seconds peak anonymous")
 
 
 def main(args):
@@ -471,6 +473,45 @@ def generate_csv(path, tweets):
             writer.writerow([n, text + (" https://t.co/xyz" if n % 3 == 0 else ""), n % 40 == 0])
 
 
+# --- scale ----------------------------------------------------------------------------------------
+
+
+def scale(args):
+    """Memory and speed of training on files of two sizes; the large one is sparse, so it needs no disk."""
+    steps, sizes = few(args, 30, 4), {"100 KB": 50_000, "20 GB": 10**10}
+    flags = [f"--{key}={value}" for key, value in SHAPE.items()]
+    flags += [f"--max_iters={steps}", f"--eval_interval={steps}", f"--batch_size={few(args, 16, 2)}"]
+    runs, seconds = {name: [] for name in sizes}, {}
+    for n_tokens in sizes.values():
+        folder = args.scratch / f"scale-{n_tokens}"
+        folder.mkdir()
+        for split, tokens in (("train", n_tokens), ("val", 1_000)):
+            with open(folder / f"{split}.bin", "wb") as file:
+                file.truncate(2 * tokens)
+        meta = {"train_tokens": n_tokens, "val_tokens": 1_000, "val_bytes": 4_000}
+        meta["train_token_counts"] = {"0": n_tokens}
+        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    for _ in range(few(args, 3, 1)):
+        for name, n_tokens in sizes.items():
+            place = [
+                f"--data_dir={args.scratch / f'scale-{n_tokens}'}",
+                f"--out_dir={args.scratch / 'scale'}",
+            ]
+            runs[name].append(watch(["train.py", *flags, *place, "--device=cpu", "--log_interval=1"], args))
+    for name in sizes:
+        steps_of = [wall for run in runs[name] for wall, _ in steps_without(run, {0, steps})]
+        seconds[name] = median(steps_of)
+    small, large = (median(run.anonymous for run in runs[name]) for name in sizes)
+    rows = [
+        row(f"anonymous memory, {name} (MB)", peak) for name, peak in zip(sizes, (small, large), strict=True)
+    ]
+    rows += [row("the same, 20 GB", large / small, "<= 1.05", "100 KB = 1")]
+    rows += [row(f"seconds an iteration, {name}", found) for name, found in seconds.items()]
+    return {
+        "rows": [*rows, row("the same, 20 GB", seconds["20 GB"] / seconds["100 KB"], "<= 1.1", "100 KB = 1")]
+    }
+
+
 # --- the contenders -------------------------------------------------------------------------------
 
 
@@ -527,7 +568,8 @@ def watch(command, args, cwd=ROOT, until=None):
 
     until(N) is called at each of those and ends the run by returning something true.
     """
-    began, killed, over, lines, marks, peaks = time.perf_counter(), False, threading.Event(), [], [], [0.0]
+    began, killed, over, lines, marks = time.perf_counter(), False, threading.Event(), [], []
+    most = {"VmHWM": 0.0, "RssAnon": 0.0}  # MB
     process = subprocess.Popen(
         [sys.executable, *command], cwd=cwd, env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -536,8 +578,10 @@ def watch(command, args, cwd=ROOT, until=None):
 
     def watch_memory():  # not by ru_maxrss, in which Linux counts what this process held when it forked
         while not over.wait(0.02):
-            found = re.search(r"VmHWM:\s+(\d+)", pathlib.Path(f"/proc/{process.pid}/status").read_text())
-            peaks.append(int(found[1]) * 1024 / 1e6 if found else 0.0)
+            status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+            for name in most:
+                found = re.search(rf"{name}:\s+(\d+)", status)
+                most[name] = max(most[name], int(found[1]) * 1024 / 1e6 if found else 0.0)
 
     watcher = threading.Thread(target=watch_memory, daemon=True)
     watcher.start()
@@ -555,7 +599,7 @@ def watch(command, args, cwd=ROOT, until=None):
     if process.returncode and not killed:
         tail = "".join(line for _, line in lines[-15:])
         raise SystemExit(f"bench.py: error: {' '.join(map(str, command))} failed:\n{tail}")
-    return Watched(lines, marks, time.perf_counter() - began, max(peaks))
+    return Watched(lines, marks, time.perf_counter() - began, *most.values())
 
 
 def cpu_seconds(pid):
@@ -653,7 +697,7 @@ def keep(part, result, args):
     print(f"written {path}", flush=True)
 
 
-PARTS = {"quality": quality, "train": train, "sample": sample, "prepare": prepare}
+PARTS = {"quality": quality, "train": train, "sample": sample, "prepare": prepare, "scale": scale}
 
 
 def arguments():

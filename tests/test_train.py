@@ -226,13 +226,29 @@ def test_accumulated_steps_are_one_large_batch(train, tmp_path, read_losses):
 def test_training_in_half_precision_gives_nearly_the_same(train, tmp_path, read_losses, dtype):
     runs = []
     for name in ("float32", dtype):
-        done = train(f"--dtype={name}")
+        done = train(f"--dtype={name}", "--max_iters=100", "--eval_interval=50", "--learning_rate=0.003")
         assert done.code == 0, done.err
         assert name in done.out
         runs.append(read_losses(tmp_path / "out")[1:])
     for exact, row in zip(*runs, strict=True):
-        assert row["train_loss"] == pytest.approx(exact["train_loss"], abs=0.1)
-        assert row["val_loss"] == pytest.approx(exact["val_loss"], abs=0.1)
+        assert row["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
+        assert row["val_loss"] == pytest.approx(exact["val_loss"], rel=0.02)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_compiled_run_gives_the_same_losses(shell, trained, read_losses, tmp_path, dtype):
+    flags = [*trained.flags, "--spelling=64", "--separate_tweets", "--dropout=0", "--noise=0"]
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    for out, how in ((plain, "False"), (compiled, "True")):
+        done = shell("train.py", *flags, f"--compile={how}", f"--dtype={dtype}", f"--out_dir={out}")
+        assert done.code == 0, done.err
+    tolerance = 1e-4 if dtype == "float32" else 1e-2
+    for one, other in zip(read_losses(plain), read_losses(compiled), strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert other[name] == pytest.approx(one[name], abs=tolerance, nan_ok=True)
+    names = [torch.load(out / "best.pt", weights_only=True)["model"].keys() for out in (plain, compiled)]
+    assert names[0] == names[1]
 
 
 def test_a_run_that_leaves_all_bounds_ends_in_plain_words(train):
