@@ -25,6 +25,7 @@ import json
 import os
 import pathlib
 import re
+import struct
 import sys
 import threading
 import urllib.request
@@ -53,6 +54,8 @@ ARCHIVE = re.compile(r"tweets?(-part\d+)?\.js")  # the tweets in X's archive, am
 DOWNLOAD_SECONDS = 10
 DOWNLOAD_BYTES = 100_000_000  # of the zip, and of the CSV in it
 UNPACKED_BYTES, UNPACKED_TIMES = 100_000_000, 50  # a packed file may grow to either; text grows 3 times
+# what the standard library raises for packed files that are damaged, encrypted or of an unknown kind
+UNPACK_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
 CHUNK_ROWS = 50_000
 BATCH_TWEETS = 2_000  # in one call of the tokenizer
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
@@ -249,50 +252,47 @@ def members(path):
 
     Raises UserError for a file that is not there, holds none, or unpacks to far more than text would.
     """
+    if not path.exists():
+        raise UserError(f"no such file: {path}; give the path of a CSV with --input=…")
+    kind, limit = path.suffix.lower(), max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
+
+    def unpacked(unpack):
+        return lambda: as_text(lambda: Bounded(unpack, path, limit))
+
+    if kind == ".gz":
+        return [(path.stem.lower(), unpacked(lambda: gzip.open(path)))]
+    if kind != ".zip":
+        return [(path.name.lower(), lambda: as_text(lambda: open(path, "rb")))]
     try:
-        size, kind = path.stat().st_size, path.suffix.lower()
-        limit = max(UNPACKED_BYTES, UNPACKED_TIMES * size)
-        if kind == ".gz":
-            return [(path.stem.lower(), lambda: as_text(lambda: Bounded(gzip.open(path), path, limit)))]
-        if kind != ".zip":
-            return [(path.name.lower(), lambda: as_text(lambda: open(path, "rb")))]
         with zipfile.ZipFile(path) as packed:
             names = sorted(name for name in packed.namelist() if "__MACOSX" not in name)
-        tables = [name for name in names if pathlib.Path(name).suffix.lower() in (*TABLES, ".txt")]
-        names = [name for name in names if ARCHIVE.fullmatch(pathlib.Path(name).name)] or tables
-        if not names:
-            raise UserError(f"{path} holds no tweets: no CSV, no text and no tweets.js")
-
-        def opened(name):
-            return lambda: as_text(lambda: Bounded(zipfile.ZipFile(path).open(name), path, limit))
-
-        return [(name.lower(), opened(name)) for name in names]
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}; give the path of a CSV with --input=…") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except UNPACK_ERRORS as error:
         raise UserError(f"{path} cannot be unpacked: {error}") from None
+    tables = [name for name in names if pathlib.Path(name).suffix.lower() in (*TABLES, ".txt")]
+    names = [name for name in names if ARCHIVE.fullmatch(pathlib.Path(name).name)] or tables
+    if not names:
+        raise UserError(f"{path} holds no tweets: no CSV, no text and no tweets.js")
+
+    def member(name):
+        return lambda: zipfile.ZipFile(path).open(name)
+
+    return [(name.lower(), unpacked(member(name))) for name in names]
 
 
 class Bounded(io.RawIOBase):
     """A packed file as it unpacks, which ends in a UserError beyond `limit` bytes and where it is damaged."""
 
-    def __init__(self, stream, path, limit):
-        self.stream, self.path, self.left = stream, path, limit
+    def __init__(self, unpack, path, limit):
+        self.unpack, self.path, self.left, self.stream = unpack, path, limit, None
 
     def readable(self):
         return True
 
     def readinto(self, buffer):
         try:
+            self.stream = self.stream or self.unpack()
             block = self.stream.read(len(buffer))
-        except (
-            EOFError,
-            OSError,
-            zlib.error,
-            zipfile.BadZipFile,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
+        except UNPACK_ERRORS as error:
             raise UserError(f"{self.path} cannot be unpacked: {error}") from None
         self.left -= len(block)
         if self.left < 0:

@@ -6,10 +6,12 @@ python -m pytest tests/test_fuzz.py -m long -s # 2,000 of each kind
 
 import contextlib
 import csv
+import gzip
 import io
 import json
 import pathlib
 import tempfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -43,18 +45,59 @@ def tables(draw):
         out.write("\n".join(",".join(line) for line in lines))
     else:
         csv.writer(out, quoting=how, escapechar="\\").writerows(lines)
-    return out.getvalue().encode(draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])), "surrogatepass")
+    encoding = draw(st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+    return "in.csv", out.getvalue().encode(encoding, "surrogatepass")
 
 
-def check(content):
-    """Prepare `content`; what is accepted must round-trip. Returns whether it was."""
+@st.composite
+def archives(draw):
+    """Files like the tweets.js of X's archive, with anything where a tweet should be, whole or cut short."""
+    junk = st.recursive(st.none() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3))
+    tweet = texts.map(lambda text: {"tweet": {"full_text": text, "id": "1"}})
+    likely = [{"tweet": {"full_text": text}} for text in FILLER]
+    items = [*draw(st.lists(tweet, max_size=20)), *draw(st.lists(junk, max_size=1)), *likely]
+    content = draw(st.sampled_from(["window.YTD.tweets.part0 = ", "", "x = ["])) + json.dumps(items)
+    content = content.encode()
+    return "tweets.js", content[: draw(st.sampled_from([len(content)] * 3 + [len(content) // 2, 10]))]
+
+
+@st.composite
+def packed(draw):
+    """A table in a gzip or zip file, with some bytes changed or cut off."""
+    _, content = draw(tables())
+    if draw(st.booleans()):
+        name, content = "in.csv.gz", gzip.compress(content)
+    else:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(draw(st.sampled_from(["a.csv", "data/a.CSV", "a.png"])), content)
+        name, content = "in.zip", archive.getvalue()
+    content = bytearray(content)
+    for place, value in draw(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=2)):
+        content[place % len(content)] = value
+    return name, bytes(content[: draw(st.sampled_from([len(content)] * 3 + [len(content) // 2]))])
+
+
+KINDS = {
+    "tables": tables(),
+    "bytes": st.tuples(
+        st.sampled_from(["in.csv", "in.csv.gz", "in.zip", "tweets.js"]), st.binary(max_size=400)
+    ),
+    "lines": st.tuples(st.just("in.txt"), st.lists(texts).map(lambda t: "\n".join([*t, *FILLER]).encode())),
+    "archives": archives(),
+    "packed": packed(),
+}
+
+
+def check(name, content):
+    """Prepare a file `name` of `content`; what is accepted must round-trip. Returns whether it was."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "load_tokenizer", lambda: TOKENIZER)
         folder = pathlib.Path(folder)
-        (folder / "in.csv").write_bytes(content)
+        (folder / name).write_bytes(content)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                prepare.main(prepare.Settings(input=(str(folder / "in.csv"),), data_dir=str(folder / "data")))
+                prepare.main(prepare.Settings(input=(str(folder / name),), data_dir=str(folder / "data")))
         except UserError as error:
             assert str(error)
             assert not any((folder / "data").glob("*"))
@@ -74,18 +117,18 @@ def decoded(path):
     return [TOKENIZER.decode(part[1:].tolist())[1:] for part in parts]
 
 
-@pytest.mark.parametrize("inputs", [100, pytest.param(2000, marks=pytest.mark.long)])
-@pytest.mark.parametrize("kind", [tables(), st.binary(max_size=400)], ids=["tables", "bytes"])
+@pytest.mark.parametrize("inputs", [50, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_file_is_prepared_or_refused(kind, inputs):
     outcomes = []
 
     @settings(max_examples=inputs, **SETTINGS)
-    @given(kind)
-    def fuzz(content):
-        outcomes.append(check(content))
+    @given(KINDS[kind])
+    def fuzz(file):
+        outcomes.append(check(*file))
 
     fuzz()
-    print(f"{len(outcomes)} inputs, {sum(outcomes)} accepted, no traceback")
+    print(f"{kind}: {len(outcomes)} inputs, {sum(outcomes)} accepted, no traceback")
 
 
 @pytest.mark.parametrize(
@@ -93,4 +136,4 @@ def test_any_file_is_prepared_or_refused(kind, inputs):
 )
 def test_huge_cells(cell):
     words = "\n".join(f"tweet number {n}" for n in range(50))
-    assert check(f'text\n{words}\n"{cell}"\n'.encode())
+    assert check("in.csv", f'text\n{words}\n"{cell}"\n'.encode())
