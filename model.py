@@ -8,8 +8,8 @@
     model = GPT.load("out/best.pt")
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
-Read it from the top: attention, MLP, block, then the GPT that stacks them. Ids at the border of this
-file are always GPT-2's, also where the model keeps only some of them (`compact_vocab`).
+Read it from the top: attention, MLP, block, then the GPT that stacks them and writes text. That is all
+of GPT-2. SmallCorpusGPT, after it, adds what a few thousand tweets need; files come last.
 """
 
 import collections
@@ -150,6 +150,279 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class GPT(nn.Module):
+    """GPT-2: embeddings, a stack of blocks, a final LayerNorm, and a head tied to the embeddings.
+
+    The methods that SmallCorpusGPT replaces speak of a token's place rather than of its id, since it
+    keeps its tokens in an order of its own. Here the two are the same.
+    """
+
+    def __init__(self, config, token_counts=None, n_rows=None):
+        """token_counts: how often each id occurs, (vocab_size,), where `output_bias` should start from it."""
+        super().__init__()
+        self.config = config
+        self.notes = {}  # what was saved beside the weights
+        self.n_seen = config.vocab_size  # the places below it may be written
+        n_rows = n_rows or config.vocab_size
+        self.wte = nn.Embedding(n_rows, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.head_bias = nn.Parameter(torch.zeros(n_rows)) if config.output_bias else None
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                # GPT-2's: the residual stream is a sum of 2 * n_layer results, so these start smaller
+                scale = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
+                nn.init.normal_(parameter, std=0.02 / scale)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        if config.output_bias and token_counts is not None:
+            # log p of each row by its count alone: what there is to know before reading any context
+            counts = token_counts.double().clamp(min=0.5)
+            self.head_bias.data.copy_((counts / counts.sum()).log())
+
+    def forward(self, idx, targets=None):
+        """Predict the token after each.
+
+        idx, targets: (B, T) int64 GPT-2 ids, T <= block_size; targets of -1 are ignored.
+        Returns (logits, loss). With targets, loss is the mean negative log-likelihood over the full
+        vocabulary, in nats a token, and logits is None; in training mode it is that of the network
+        alone, on noised input. Without targets, logits are (B, T, vocab_size), whose log_softmax is the
+        model's distribution, and loss is None.
+        """
+        places, (embeddings, head) = self._places(idx), self._vectors()
+        hidden = self._hidden(places, embeddings)
+        if targets is None:
+            return self._logits(hidden, head, places), None
+        return None, self._loss(hidden, head, places, targets)
+
+    def _hidden(self, places, embeddings, cache=None, start=0):
+        """(B, T) places -> (B, T - start, C), what the head reads after each but the first `start`, whose
+        keys and values are in `cache` already."""
+        T = places.shape[1]
+        if T > self.config.block_size:  # noqa: SIM300
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
+        position, mask = torch.arange(T, device=places.device), None
+        if self.config.separate_tweets:
+            end = self._places(position.new_tensor(END_OF_TEXT))
+            begins = position.where(places == end, 0).cummax(1).values  # where each token's tweet does
+            mask = (position >= begins[..., None]) & (position <= position[:, None])
+            position, mask = position - begins, mask[:, None, start:]  # (B, T), (B, 1, T - start, T)
+        x = self._embed(places[:, start:], embeddings) + self.wpe(position[..., start:])
+        x = self.drop(x)
+        for layer, block in enumerate(self.h):
+            x = block(x, mask, None if cache is None else cache[layer], start)
+        return self.ln_f(x)
+
+    def _loss(self, hidden, head, places, targets):
+        """The mean loss of `targets` (B, T), of which -1 are ignored."""
+        return self._cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
+
+    def _cross_entropy(self, hidden, head, rows, reduction="mean"):
+        """-log p of each position's row of the head: hidden (N, C), head (rows, C), rows (N,), -1 ignored."""
+        if self.training and torch.is_autocast_enabled(rows.device.type):
+            dtype, counted = torch.get_autocast_dtype(rows.device.type), rows >= 0
+            return HalfPrecisionCrossEntropy.apply(hidden[counted], head, self._bias(), rows[counted], dtype)
+        return F.linear_cross_entropy(
+            hidden, head, rows, linear_bias=self._bias(), ignore_index=-1, reduction=reduction,
+            options=LOSS_OPTIONS,
+        )  # fmt: skip
+
+    # what SmallCorpusGPT does otherwise
+
+    def _places(self, ids):
+        return ids
+
+    def _ids(self, places):
+        return places
+
+    def _vectors(self):
+        """The vectors that a token is read by, and those that score it as the next: the same (tied)."""
+        return self.wte.weight, self.wte.weight
+
+    def _bias(self):
+        return self.head_bias
+
+    def _embed(self, places, embeddings):
+        """(B, T) -> (B, T, C)."""
+        return F.embedding(places, embeddings)
+
+    def _scores(self, hidden, head, places):
+        """Logits of each place that may be written: hidden (B, T', C) at the last T' of places (B, T)."""
+        return F.linear(hidden, head, self._bias())
+
+    def _logits(self, hidden, head, places):
+        """Logits of all ids: (B, T, C) -> (B, T, vocab_size)."""
+        return self._scores(hidden, head, places)
+
+    # --- looking inside -------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def log_probs(self, idx):
+        """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
+        return self(idx)[0].log_softmax(-1)
+
+    @torch.inference_mode()
+    def attention_maps(self, idx):
+        """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T), rows sum to 1."""
+        seen = []
+        hooks = [
+            block.attn.register_forward_pre_hook(lambda attn, args: seen.append(attn.weights(*args[:2])))
+            for block in self.h
+        ]
+        try:
+            self._hidden(self._places(idx), self._vectors()[0])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(seen)
+
+    # --- from probabilities to text ---------------------------------------------------------------
+
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop_token=None, **how):
+        """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new); arguments as in `stream`."""
+        stream = self.stream(idx, max_new_tokens, temperature, top_k, stop_token=stop_token, **how)
+        return torch.cat([idx, *(fresh[:, None] for fresh in stream)], 1)
+
+    @torch.inference_mode()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, repetition_penalty=1.0,
+               stop_token=None, seeds=None):  # fmt: skip
+        """Yield the tokens that continue the rows of idx (B, T), step by step: up to max_new_tokens of (B,).
+
+        Each token's log-probability is multiplied by `repetition_penalty` if the row holds it already
+        (after Keskar et al. 2019) and divided by `temperature`, where 0 takes the likeliest; then one
+        is drawn among the `top_k` likeliest and, of these, the smallest set whose probability reaches
+        `top_p` (Holtzman et al. 2020). A row that has produced `stop_token` goes on with it, and the
+        stream ends when all rows have. `seeds`, one a row, make a row independent of its batch.
+
+        Keys and values are kept, so each step reads one token. Learned positions end at block_size:
+        when the cache is full, the newest half of it is read again, and it goes on.
+        """
+        B, block_size = idx.shape[0], self.config.block_size
+        device, size = idx.device, self.config.n_embd // self.config.n_head
+        seeds = torch.randint(2**62, (B,)).tolist() if seeds is None else seeds
+        draws = [torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        draws = torch.stack(draws).to(device)  # (B, max_new_tokens), all luck there will be
+
+        # Products of fewer than four rows are rounded otherwise than those of more, so that a tweet would
+        # depend on how many are written at once: always compute four.
+        width = max(B, 4)
+        shape = (self.config.n_layer, 2, width, self.config.n_head, block_size, size)
+        cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
+        embeddings, head = self._vectors()
+        text = self._places(idx)  # (B, T), grows
+        window, start = text[:, -block_size:], 0  # what the model looks back on; how much of it was read
+        if bool((window == window[:1]).all()):
+            window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
+        finished = torch.zeros(B, dtype=torch.bool, device=device)
+        for step in range(max_new_tokens):
+            if step > 0 or len(window) > 1:
+                window = F.pad(window, (0, 0, 0, width - B))
+            hidden = self._hidden(window, embeddings, cache, start)[:B, -1:].expand(B, -1, -1)
+            start = window.shape[1]
+            log_probs = self._scores(hidden, head, text)[:, 0, : self.n_seen]
+            place = self._choose(
+                log_probs, text, draws[:, step], temperature, top_k, top_p, repetition_penalty
+            )
+            token = self._ids(place)
+            if stop_token is not None:
+                token = token.where(~finished, stop_token)
+                finished |= token == stop_token
+            yield token
+            if stop_token is not None and bool(finished.all()):
+                return
+            text = torch.cat([text, self._places(token)[:, None]], 1)
+            start = 0 if start == block_size else start  # full: read the newest half anew
+            window = text[:, -(start + 1 if start else max(block_size // 2, 1)) :]
+
+    def _choose(self, log_probs, text, draws, temperature, top_k, top_p, repetition_penalty):
+        """Pick a place a row: log_probs (B, n_seen) of the seen tokens, text (B, T), draws (B,) -> (B,)."""
+        if repetition_penalty != 1.0:
+            text = text.clamp(max=self.n_seen - 1)
+            log_probs = log_probs.log_softmax(-1)
+            log_probs = log_probs.scatter(1, text, repetition_penalty * log_probs.gather(1, text))
+        if temperature == 0:
+            return log_probs.argmax(-1)
+        log_probs, places = log_probs.topk(min(top_k or self.n_seen, self.n_seen))  # the likeliest first
+        probs = (log_probs.double() / temperature).softmax(-1)
+        cumulative = probs.cumsum(-1)
+        if bool(probs.isnan().any()):
+            raise UserError("the model's probabilities are not numbers; its weights must be damaged")
+        n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
+        reached = cumulative.gather(1, n_allowed - 1)
+        at = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)
+        return places.gather(1, at.minimum(n_allowed - 1))[:, 0]
+
+    # --- from and to files ------------------------------------------------------------------------
+
+    def save(self, path, **notes):
+        """Write weights and config to `path`, whole or not at all; `notes` (plain values) go beside them."""
+        with written_whole(path, "wb") as file:
+            torch.save(self.checkpoint(**notes), file)
+
+    def checkpoint(self, **notes):
+        """What `save` writes: a dictionary of plain values and tensors."""
+        config = dataclasses.asdict(self.config)
+        return {"format": CHECKPOINT_FORMAT, "config": config, "model": self.state_dict(), "notes": notes}
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """Read what `save` wrote; `model.notes` holds the notes. No code from the file is run.
+
+        Raises UserError when the file is missing, damaged, or not such a checkpoint.
+        """
+        return cls.from_checkpoint(read_checkpoint(path), path).to(device).eval()
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint, path):
+        """The model in what read_checkpoint gave for `path`, as it was when it was saved."""
+        try:
+            config, state, notes = GPTConfig(**checkpoint["config"]), checkpoint["model"], checkpoint["notes"]
+            tables = checked_tables(config, state)
+            model = make_gpt(config, tables)
+            model.load_state_dict(state)
+            model.notes = dict(notes)
+        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise UserError(f"{path} does not hold a model that fits its config: {error}") from None
+        return model
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, **changes):
+        """A GPT with the weights of a GPT-2, in evaluation mode.
+
+        name_or_path: gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded once; or a Hugging
+        Face folder, its pytorch_model.bin or its model.safetensors. `changes` replace entries of the
+        config: a smaller block_size, dropout, separate_tweets. Raises UserError where that cannot be.
+        """
+        weights, config_json = read_pretrained(name_or_path)
+        weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+        try:
+            config = pretrained_config(weights, config_json)
+        except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{name_or_path} holds no GPT-2 or a damaged config.json: {error}") from None
+        block_size = changes.get("block_size", config.block_size)
+        if block_size > config.block_size:
+            raise UserError(
+                f"block_size: {block_size} is more than the {config.block_size} of {name_or_path}; lower it"
+            )
+        model = cls(dataclasses.replace(config, **changes))
+        state = model.state_dict()
+        for name in state:
+            tensor = weights.get(name)
+            if not isinstance(tensor, torch.Tensor):
+                raise UserError(f"{name_or_path} lacks the weights {name}; is it a GPT-2?")
+            # OpenAI's code stored the matrices of attention and MLP as (in, out); Linear wants (out, in)
+            transposed = name.startswith("h.") and tensor.dim() == 2
+            state[name] = tensor.t() if transposed else tensor
+        state["wpe.weight"] = state["wpe.weight"][:block_size]
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{name_or_path}: the weights do not fit its config.json: {error}") from None
+        return model.eval()
+
+
 class HalfPrecisionCrossEntropy(torch.autograd.Function):
     """F.linear_cross_entropy with its matrix products in bfloat16 or float16, the rest in float32.
 
@@ -184,6 +457,191 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient):
         scale = gradient / len(ctx.saved_tensors[0])
         return *(d if d is None else d * scale for d in ctx.saved_tensors), None, None
+
+
+# --- what a small corpus needs --------------------------------------------------------------------
+
+
+def make_gpt(config, tables=None):
+    """The GPT that `config` describes, with random weights.
+
+    tables: what corpus_tables() made, for `compact_vocab` and `output_bias`. Raises UserError without.
+    """
+    if config.compact_vocab:
+        return SmallCorpusGPT(config, tables)
+    return GPT(config, (tables or {}).get("token_counts"))
+
+
+class SmallCorpusGPT(GPT):
+    """A GPT with a compact vocabulary, the spelling of tokens, noise and a share for n-grams.
+
+    Tokens that the training data holds once or never share one row, "rare". What a singleton's
+    neighbours teach is then what to expect of a token that is new. By Good and Turing, of what is rare
+    in new text 2 * N2 parts occur once in the training data and N1 parts never (Nk: the number of
+    tokens that occur k times there). Inside a part, groups of tokens that look alike are scored by what
+    the network has read (`spelling`), or all are as likely.
+
+    A token's place says what is known of it: below n_kept it has a row of its own, below n_seen the
+    n-grams know it, and the rest never occurred.
+    """
+
+    def __init__(self, config, tables):
+        if not tables:
+            raise UserError("compact_vocab needs the tables that corpus_tables() makes")
+        counts = tables["token_counts"]
+        n_kept, n_once = int((counts >= 2).sum()), int((counts == 1).sum())
+        rows = counts[tables["id_of_place"][:n_kept]]
+        super().__init__(config, torch.cat([rows, rows.new_tensor([n_once])]), n_kept + 1)
+        self.n_kept, self.n_seen = n_kept, n_kept + n_once
+        if "group_of" not in tables:  # one group, all as likely
+            group_of = torch.zeros(config.vocab_size - n_kept, dtype=torch.int64)
+            tables = tables | {"group_of": group_of, "group_features": torch.zeros(1, 1)}
+        self.rare = nn.Linear(config.n_embd, tables["group_features"].shape[1])
+        nn.init.zeros_(self.rare.weight)
+        nn.init.zeros_(self.rare.bias)
+        ngrams = {name: table for name, table in tables.items() if name[-1].isdigit()}
+        self.ngrams = NGrams(ngrams) if config.ngram_order else None
+        self.tables = nn.Module()
+        for name, table in tables.items():  # in this order in every process: DDP goes by it
+            if name not in ngrams:
+                self.tables.register_buffer(name, table)
+        self.spell = None
+        if config.spelling:
+            self.spell = nn.Embedding(config.spelling, config.n_embd)
+            nn.init.normal_(self.spell.weight, std=0.02)
+            self.n_seen_pieces = int(tables["spelling_ends"][self.n_seen])
+        self._derive(counts, n_once)
+
+    def _derive(self, counts, n_once):
+        """What follows from the tables, and so need not be saved."""
+
+        def keep(name, table):
+            self.tables.register_buffer(name, table, persistent=False)
+
+        once, twice = float(n_once), float((counts == 2).sum())
+        self.once_share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
+        # training sees the singletons stand in for unseen tokens, but not the ones that come back
+        self.rare_boost = math.log(max(once + 2 * twice, 1.0) / max(once, 1.0))
+        group_of, n_groups = self.tables.group_of, len(self.tables.group_features)
+        for name, part in (("rare", group_of), ("once", group_of[:n_once]), ("unseen", group_of[n_once:])):
+            keep(f"log_{name}", torch.bincount(part, minlength=n_groups).float().log())
+        keep("place_of_id", torch.argsort(self.tables.id_of_place))
+        if self.config.noise:
+            pairs, n_symbols = self.ngrams.keys2, self.ngrams.n_symbols
+            followers = torch.bincount(pairs // n_symbols, minlength=n_symbols)[: self.n_seen]
+            chance = self.config.noise * followers / counts[self.tables.id_of_place[: self.n_seen]]
+            keep("noise_chance", F.pad(chance, (0, self.config.vocab_size - self.n_seen)))
+            keep("noise", pairs % n_symbols)
+
+    # from ids to vectors
+
+    def _places(self, ids):
+        return self.tables.place_of_id[ids]
+
+    def _ids(self, places):
+        return self.tables.id_of_place[places]
+
+    def _vectors(self):
+        """As above. With spelling, a token's vector is its row and the sum of its pieces'."""
+        rows = self.wte.weight
+        if self.spell is None:
+            return rows, rows
+        ends, pieces = self.tables.spelling_ends, self.tables.spelling
+        if self.training:
+            ends, pieces = ends[: self.n_seen + 1], pieces[: self.n_seen_pieces]
+        total = F.embedding_bag(pieces, self.spell.weight, ends, mode="sum", include_last_offset=True)
+        spelled = total / ends.diff().sqrt()[:, None]  # (places, C)
+        rare = rows[-1:].expand(len(spelled) - self.n_kept, -1)
+        embeddings = torch.cat([rows[:-1], rare]) + spelled
+        return embeddings, torch.cat([embeddings[: self.n_kept], rows[-1:]])
+
+    def _bias(self):
+        """The head's bias for new text, (rows,) or None."""
+        if self.training:
+            return self.head_bias
+        boost = F.pad(self.wte.weight.new_zeros(self.n_kept), (0, 1), value=self.rare_boost)
+        return boost if self.head_bias is None else self.head_bias + boost
+
+    def _embed(self, places, embeddings):
+        read = self._noised(places) if self.training and self.config.noise else places
+        return F.embedding(read.clamp(max=len(embeddings) - 1), embeddings)
+
+    def _noised(self, places):
+        """Replace tokens by others, the more often the less their followers tell, (B, T) -> (B, T).
+
+        After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance
+        grows with the share of distinct followers, and the draw is from Kneser-Ney's lowest order. Only
+        what the network reads is noised, never what it is to predict.
+        """
+        drawn = torch.randint(len(self.tables.noise), places.shape, device=places.device)
+        hit = torch.rand(places.shape, device=places.device) < self.tables.noise_chance[places]
+        return self.tables.noise[drawn].where(hit, places)
+
+    # from what the network has read to probabilities
+
+    def _loss(self, hidden, head, places, targets):
+        valid = (targets >= 0).flatten()
+        hidden, target = hidden.flatten(0, 1), self._places(targets.clamp(min=0))  # (B * T, C), (B, T)
+        row = target.flatten().clamp(max=self.n_kept).where(valid, -1)
+        if not self.training:
+            log_probs = -self._cross_entropy(hidden, head, row, reduction="none")
+            return -self._target_log_probs(log_probs, hidden, places, target)[valid].mean()
+        loss = self._cross_entropy(hidden, head, row)
+        (at,) = torch.nonzero(row == self.n_kept, as_tuple=True)
+        group = self.tables.group_of[target.flatten()[at] - self.n_kept]
+        among_rare = self._rare_log_probs(hidden[at], self.tables.log_rare).gather(1, group[:, None])
+        return loss - among_rare.sum() / valid.sum()
+
+    def _rare_log_probs(self, hidden, log_sizes):
+        """The log-probability of a token of each group, where groups are so large: (…, C) -> (…, groups)."""
+        scores = self.rare(hidden) @ self.tables.group_features.T
+        return scores - (scores + log_sizes).logsumexp(-1, keepdim=True)
+
+    def _target_log_probs(self, log_probs, hidden, places, target):
+        """From the log-probabilities of the targets' rows (B * T,) to those of the targets."""
+        flat, tables = target.flatten(), self.tables
+        among_once = torch.zeros_like(log_probs)
+        among_unseen = torch.zeros_like(log_probs)
+        for part, log_sizes, share, out in (
+            ((flat >= self.n_kept) & (flat < self.n_seen), tables.log_once, self.once_share, among_once),
+            (flat >= self.n_seen, tables.log_unseen, 1 - self.once_share, among_unseen),
+        ):
+            (at,) = torch.nonzero(part, as_tuple=True)
+            group = tables.group_of[flat[at] - self.n_kept]
+            out[at] = self._rare_log_probs(hidden[at], log_sizes).gather(1, group[:, None])[:, 0]
+            log_probs[at] += math.log(max(share, 1e-9))
+        log_probs = log_probs + among_once
+        if self.ngrams is not None:
+            weight, contexts = self.config.ngram_weight, self.ngrams.contexts(places.clamp(max=self.n_seen))
+            counted = self.ngrams(contexts, target.clamp(max=self.n_seen)).flatten().log()
+            log_probs = torch.logaddexp(log_probs + math.log(1 - weight), counted + math.log(weight))
+        return log_probs + among_unseen
+
+    def _scores(self, hidden, head, places):
+        """Log-probabilities of the seen tokens by place, and last of all unseen ones together.
+
+        hidden (B, T', C) at the last T' of places (B, T), head (rows, C) -> (B, T', n_seen + 1).
+        """
+        rows = F.linear(hidden, head, self._bias()).log_softmax(-1)
+        kept, rare = rows[..., :-1], rows[..., -1:]
+        group_of_once = self.tables.group_of[: self.n_seen - self.n_kept]
+        once = self._rare_log_probs(hidden, self.tables.log_once)[..., group_of_once]
+        once = once + rare + math.log(max(self.once_share, 1e-9))
+        symbols = torch.cat([kept, once, rare + math.log(max(1 - self.once_share, 1e-9))], -1)
+        if self.ngrams is None:
+            return symbols
+        T = hidden.shape[1]
+        contexts = self.ngrams.contexts(places[:, -T - self.ngrams.order :].clamp(max=self.n_seen))
+        counted, weight = self.ngrams([c[:, -T:] for c in contexts]).log(), self.config.ngram_weight
+        return torch.logaddexp(symbols + math.log(1 - weight), counted + math.log(weight))
+
+    @torch.inference_mode()  # in which n-grams may be added in place
+    def _logits(self, hidden, head, places):
+        symbols = self._scores(hidden, head, places)
+        group_of_unseen = self.tables.group_of[self.n_seen - self.n_kept :]
+        unseen = self._rare_log_probs(hidden, self.tables.log_unseen)[..., group_of_unseen]
+        by_place = torch.cat([symbols[..., :-1], symbols[..., -1:] + unseen], -1)
+        return by_place[..., self.tables.place_of_id]
 
 
 class NGrams(nn.Module):
@@ -341,413 +799,7 @@ def rare_groups(texts, ids, counts):
     return {"group_of": group_of, "group_features": torch.cat([kind, kind * groups[:, 1:2] / 8, *one_hot], 1)}
 
 
-class GPT(nn.Module):
-    """GPT-2: embeddings, a stack of blocks, a final LayerNorm, and a head tied to the embeddings.
-
-    With `compact_vocab`, tokens that the training data holds once or never share one row, "rare". What
-    a singleton's neighbours teach is then what to expect of a token that is new. By Good and Turing, of
-    what is rare in new text 2 * N2 parts occur once in the training data and N1 parts never (Nk: the
-    number of tokens that occur k times there). Inside a part, groups of tokens that look alike are
-    scored by what the network has read (`spelling`), or all are as likely.
-    """
-
-    def __init__(self, config, tables=None):
-        super().__init__()
-        self.config = config
-        self.notes = {}  # what was saved beside the weights
-        self.n_kept = self.n_seen = config.vocab_size
-        self.tables = nn.Module()
-        if config.compact_vocab:
-            if tables is None:
-                raise UserError("compact_vocab needs the tables that corpus_tables() makes")
-            self._use(tables)
-        n_rows = self.n_kept + config.compact_vocab
-        self.wte = nn.Embedding(n_rows, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.spell = nn.Embedding(config.spelling, config.n_embd) if config.spelling else None
-        self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                # GPT-2's: the residual stream is a sum of 2 * n_layer results, so these start smaller
-                scale = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
-                nn.init.normal_(parameter, std=0.02 / scale)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-        self.head_bias = nn.Parameter(torch.zeros(n_rows)) if config.output_bias else None
-        if config.output_bias and tables is not None:
-            self.head_bias.data.copy_(self._log_frequencies(tables["token_counts"]))
-        if config.compact_vocab:
-            self.rare = nn.Linear(config.n_embd, self.tables.group_features.shape[1])
-            nn.init.zeros_(self.rare.weight)
-            nn.init.zeros_(self.rare.bias)
-
-    def _use(self, tables):
-        """Keep the tables as buffers, and what follows from them."""
-        counts = tables["token_counts"]
-        self.n_kept, self.n_seen = int((counts >= 2).sum()), int((counts >= 1).sum())
-        n_rare = self.config.vocab_size - self.n_kept
-        if "group_of" not in tables:  # one group, all as likely
-            alike = {"group_of": torch.zeros(n_rare, dtype=torch.int64), "group_features": torch.zeros(1, 1)}
-            tables = tables | alike
-        ngrams = {name: table for name, table in tables.items() if name[-1].isdigit()}
-        self.ngrams = NGrams(ngrams) if self.config.ngram_order else None
-        if self.config.spelling:
-            self.n_seen_pieces = int(tables["spelling_ends"][self.n_seen])
-        for name, table in tables.items():  # in this order in every process: DDP goes by it
-            if name not in ngrams:
-                self.tables.register_buffer(name, table)
-        once, twice = float((counts == 1).sum()), float((counts == 2).sum())
-        self.once_share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
-        # training sees the singletons stand in for unseen tokens, but not the ones that come back
-        self.rare_boost = math.log(max(once + 2 * twice, 1.0) / max(once, 1.0))
-        group_of, n_groups = tables["group_of"], len(tables["group_features"])
-        n_once = self.n_seen - self.n_kept
-        for name, part in (("rare", group_of), ("once", group_of[:n_once]), ("unseen", group_of[n_once:])):
-            size = torch.bincount(part, minlength=n_groups).float().log()
-            self.tables.register_buffer(f"log_{name}", size, persistent=False)
-        place_of_id = torch.argsort(tables["id_of_place"])
-        self.tables.register_buffer("place_of_id", place_of_id, persistent=False)
-        if self.config.noise:
-            pairs, n_symbols = self.ngrams.keys2, self.ngrams.n_symbols
-            followers = torch.bincount(pairs // n_symbols, minlength=n_symbols)[: self.n_seen]
-            chance = self.config.noise * followers / counts[tables["id_of_place"][: self.n_seen]]
-            chance = F.pad(chance, (0, self.config.vocab_size - self.n_seen))
-            self.tables.register_buffer("noise_chance", chance, persistent=False)
-            self.tables.register_buffer("noise", pairs % n_symbols, persistent=False)
-
-    def _log_frequencies(self, counts):
-        """log p of each row by count alone, (rows,): what a model knows before it reads any context."""
-        if self.config.compact_vocab:
-            kept = counts[self.tables.id_of_place[: self.n_kept]]
-            counts = torch.cat([kept, (counts == 1).sum()[None]])
-        counts = counts.double().clamp(min=0.5)
-        return (counts / counts.sum()).log().float()
-
-    # --- from ids to probabilities ----------------------------------------------------------------
-    #
-    # Inside, a token is its place: below n_kept it has a row of its own, below n_seen it is known to
-    # the n-grams. In a full vocabulary, places are ids.
-
-    def _places(self, ids):
-        return self.tables.place_of_id[ids] if self.config.compact_vocab else ids
-
-    def _ids(self, places):
-        return self.tables.id_of_place[places] if self.config.compact_vocab else places
-
-    def _spelled(self):
-        """The vectors of the tokens' spelling, by place, (places, C); in training of the seen ones only."""
-        if self.spell is None:
-            return None
-        ends, pieces = self.tables.spelling_ends, self.tables.spelling
-        if self.training:
-            ends, pieces = ends[: self.n_seen + 1], pieces[: self.n_seen_pieces]
-        total = F.embedding_bag(pieces, self.spell.weight, ends, mode="sum", include_last_offset=True)
-        return total / ends.diff().sqrt()[:, None]
-
-    def _head(self, spelled):
-        """The vector of each row, (rows, C): the head scores with what the embedding reads."""
-        if spelled is None:
-            return self.wte.weight
-        return self.wte.weight + F.pad(spelled[: self.n_kept], (0, 0, 0, 1))
-
-    def _bias(self):
-        """The head's bias for new text, (rows,) or None."""
-        if self.training or not self.config.compact_vocab:
-            return self.head_bias
-        boost = F.pad(self.wte.weight.new_zeros(self.n_kept), (0, 1), value=self.rare_boost)
-        return boost if self.head_bias is None else self.head_bias + boost
-
-    def _hidden(self, places, spelled, cache=None, start=0):
-        """(B, T) places -> (B, T - start, C), what the head reads after each but the first `start`, whose
-        keys and values are in `cache` already."""
-        T = places.shape[1]
-        if T > self.config.block_size:  # noqa: SIM300
-            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position, mask = torch.arange(T, device=places.device), None
-        if self.config.separate_tweets:
-            end = self._places(position.new_tensor(END_OF_TEXT))
-            begins = position.where(places == end, 0).cummax(1).values  # where each token's tweet does
-            mask = (position >= begins[..., None]) & (position <= position[:, None])
-            position, mask = position - begins, mask[:, None, start:]  # (B, T), (B, 1, T - start, T)
-        read = self._noised(places) if self.training and self.config.noise else places[:, start:]
-        x = self.wte(read.clamp(max=self.wte.num_embeddings - 1)) + self.wpe(position[..., start:])
-        if spelled is not None:
-            x = x + F.embedding(read.clamp(max=len(spelled) - 1), spelled)
-        x = self.drop(x)
-        for layer, block in enumerate(self.h):
-            x = block(x, mask, None if cache is None else cache[layer], start)
-        return self.ln_f(x)
-
-    def _noised(self, places):
-        """Replace tokens by others, the more often the less their followers tell, (B, T) -> (B, T).
-
-        After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance
-        grows with the share of distinct followers, and the draw is from Kneser-Ney's lowest order. Only
-        what the network reads is noised, never what it is to predict.
-        """
-        drawn = torch.randint(len(self.tables.noise), places.shape, device=places.device)
-        hit = torch.rand(places.shape, device=places.device) < self.tables.noise_chance[places]
-        return self.tables.noise[drawn].where(hit, places)
-
-    def _rare_log_probs(self, hidden, log_sizes):
-        """The log-probability of a token of each group, where groups are so large: (…, C) -> (…, groups)."""
-        scores = self.rare(hidden) @ self.tables.group_features.T
-        return scores - (scores + log_sizes).logsumexp(-1, keepdim=True)
-
-    def forward(self, idx, targets=None):
-        """Predict the token after each.
-
-        idx, targets: (B, T) int64 ids, T <= block_size; targets of -1 are ignored.
-        Returns (logits, loss). With targets, loss is the mean negative log-likelihood over the full
-        vocabulary, in nats a token, and logits is None; in training mode it is that of the network
-        alone, on noised input. Without targets, logits are (B, T, vocab_size), whose log_softmax is the
-        model's distribution, and loss is None.
-        """
-        if targets is None:
-            if self.config.compact_vocab:
-                return self.log_probs(idx), None
-            return F.linear(self._hidden(idx, None), self.wte.weight, self.head_bias), None
-        valid = (targets >= 0).flatten()
-        places, spelled = self._places(idx), self._spelled()
-        hidden = self._hidden(places, spelled).flatten(0, 1)
-        target = self._places(targets.clamp(min=0))  # (B, T)
-        row = target.flatten().clamp(max=self.wte.num_embeddings - 1)
-        head, bias = self._head(spelled), self._bias()
-        if self.training and torch.is_autocast_enabled(idx.device.type):
-            dtype = torch.get_autocast_dtype(idx.device.type)
-            loss = HalfPrecisionCrossEntropy.apply(hidden[valid], head, bias, row[valid], dtype)
-        else:
-            each = self.config.compact_vocab and not self.training
-            loss = F.linear_cross_entropy(
-                hidden, head, row.where(valid, -1), linear_bias=bias, ignore_index=-1,
-                reduction="none" if each else "mean", options=LOSS_OPTIONS,
-            )  # fmt: skip
-        if not self.config.compact_vocab:
-            return None, loss
-        if self.training:
-            (at,) = torch.nonzero((row == self.n_kept) & valid, as_tuple=True)
-            group = self.tables.group_of[target.flatten()[at] - self.n_kept]
-            among_rare = self._rare_log_probs(hidden[at], self.tables.log_rare).gather(1, group[:, None])
-            return None, loss - among_rare.sum() / valid.sum()
-        log_probs = self._target_log_probs(-loss, hidden, places, target)
-        return None, -log_probs[valid].mean()
-
-    def _target_log_probs(self, log_probs, hidden, places, target):
-        """From the log-probabilities of the targets' rows (B * T,) to those of the targets."""
-        flat, tables = target.flatten(), self.tables
-        among_once = torch.zeros_like(log_probs)
-        among_unseen = torch.zeros_like(log_probs)
-        for part, log_sizes, share, out in (
-            ((flat >= self.n_kept) & (flat < self.n_seen), tables.log_once, self.once_share, among_once),
-            (flat >= self.n_seen, tables.log_unseen, 1 - self.once_share, among_unseen),
-        ):
-            (at,) = torch.nonzero(part, as_tuple=True)
-            group = tables.group_of[flat[at] - self.n_kept]
-            out[at] = self._rare_log_probs(hidden[at], log_sizes).gather(1, group[:, None])[:, 0]
-            log_probs[at] += math.log(max(share, 1e-9))
-        log_probs = log_probs + among_once
-        if self.ngrams is not None:
-            weight, contexts = self.config.ngram_weight, self.ngrams.contexts(places.clamp(max=self.n_seen))
-            counted = self.ngrams(contexts, target.clamp(max=self.n_seen)).flatten().log()
-            log_probs = torch.logaddexp(log_probs + math.log(1 - weight), counted + math.log(weight))
-        return log_probs + among_unseen
-
-    def _symbol_log_probs(self, hidden, head, places):
-        """Log-probabilities of the seen tokens by place, and last of all unseen ones together; or logits.
-
-        hidden (B, T', C) at the last T' of places (B, T), head (rows, C) -> (B, T', n_seen + 1), or
-        the logits (B, T', V) of a full vocabulary, as the softmax is not needed to draw from them.
-        """
-        logits = F.linear(hidden, head, self._bias())
-        if not self.config.compact_vocab:
-            return logits
-        rows = logits.log_softmax(-1)
-        kept, rare = rows[..., :-1], rows[..., -1:]
-        group_of_once = self.tables.group_of[: self.n_seen - self.n_kept]
-        once = self._rare_log_probs(hidden, self.tables.log_once)[..., group_of_once]
-        once = once + rare + math.log(max(self.once_share, 1e-9))
-        symbols = torch.cat([kept, once, rare + math.log(max(1 - self.once_share, 1e-9))], -1)
-        if self.ngrams is None:
-            return symbols
-        T = hidden.shape[1]
-        contexts = self.ngrams.contexts(places[:, -T - self.ngrams.order :].clamp(max=self.n_seen))
-        counted, weight = self.ngrams([c[:, -T:] for c in contexts]).log(), self.config.ngram_weight
-        return torch.logaddexp(symbols + math.log(1 - weight), counted + math.log(weight))
-
-    @torch.inference_mode()
-    def log_probs(self, idx):
-        """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
-        places, spelled = self._places(idx), self._spelled()
-        hidden = self._hidden(places, spelled)
-        symbols = self._symbol_log_probs(hidden, self._head(spelled), places)
-        if not self.config.compact_vocab:
-            return symbols.log_softmax(-1)
-        group_of_unseen = self.tables.group_of[self.n_seen - self.n_kept :]
-        unseen = self._rare_log_probs(hidden, self.tables.log_unseen)[..., group_of_unseen]
-        by_place = torch.cat([symbols[..., :-1], symbols[..., -1:] + unseen], -1)
-        return by_place[..., self.tables.place_of_id]
-
-    @torch.inference_mode()
-    def attention_maps(self, idx):
-        """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T), rows sum to 1."""
-        seen = []
-        hooks = [
-            block.attn.register_forward_pre_hook(lambda attn, args: seen.append(attn.weights(*args[:2])))
-            for block in self.h
-        ]
-        try:
-            self._hidden(self._places(idx), self._spelled())
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.stack(seen)
-
-    # --- from probabilities to text ---------------------------------------------------------------
-
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop_token=None, **how):
-        """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new); arguments as in `stream`."""
-        stream = self.stream(idx, max_new_tokens, temperature, top_k, stop_token=stop_token, **how)
-        return torch.cat([idx, *(fresh[:, None] for fresh in stream)], 1)
-
-    @torch.inference_mode()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, repetition_penalty=1.0,
-               stop_token=None, seeds=None):  # fmt: skip
-        """Yield the tokens that continue the rows of idx (B, T), step by step: up to max_new_tokens of (B,).
-
-        Each token's log-probability is multiplied by `repetition_penalty` if the row holds it already
-        (after Keskar et al. 2019) and divided by `temperature`, where 0 takes the likeliest; then one
-        is drawn among the `top_k` likeliest and, of these, the smallest set whose probability reaches
-        `top_p` (Holtzman et al. 2020). A row that has produced `stop_token` goes on with it, and the
-        stream ends when all rows have. `seeds`, one a row, make a row independent of its batch.
-
-        Keys and values are kept, so each step reads one token. Learned positions end at block_size:
-        when the cache is full, the newest half of it is read again, and it goes on.
-        """
-        B, block_size = idx.shape[0], self.config.block_size
-        device, size = idx.device, self.config.n_embd // self.config.n_head
-        seeds = torch.randint(2**62, (B,)).tolist() if seeds is None else seeds
-        draws = [torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        draws = torch.stack(draws).to(device)  # (B, max_new_tokens), all luck there will be
-
-        # Products of fewer than four rows are rounded otherwise than those of more, so that a tweet would
-        # depend on how many are written at once: always compute four.
-        width = max(B, 4)
-        shape = (self.config.n_layer, 2, width, self.config.n_head, block_size, size)
-        cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
-        spelled = self._spelled()
-        head = self._head(spelled)
-        text = self._places(idx)  # (B, T), grows
-        window, start = text[:, -block_size:], 0  # what the model looks back on; how much of it was read
-        if bool((window == window[:1]).all()):
-            window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
-        finished = torch.zeros(B, dtype=torch.bool, device=device)
-        for step in range(max_new_tokens):
-            if step > 0 or len(window) > 1:
-                window = F.pad(window, (0, 0, 0, width - B))
-            hidden = self._hidden(window, spelled, cache, start)[:B, -1:].expand(B, -1, -1)
-            start = window.shape[1]
-            log_probs = self._symbol_log_probs(hidden, head, text)[:, 0, : self.n_seen]
-            place = self._choose(
-                log_probs, text, draws[:, step], temperature, top_k, top_p, repetition_penalty
-            )
-            token = self._ids(place)
-            if stop_token is not None:
-                token = token.where(~finished, stop_token)
-                finished |= token == stop_token
-            yield token
-            if stop_token is not None and bool(finished.all()):
-                return
-            text = torch.cat([text, self._places(token)[:, None]], 1)
-            start = 0 if start == block_size else start  # full: read the newest half anew
-            window = text[:, -(start + 1 if start else max(block_size // 2, 1)) :]
-
-    def _choose(self, log_probs, text, draws, temperature, top_k, top_p, repetition_penalty):
-        """Pick a place a row: log_probs (B, n_seen) of the seen tokens, text (B, T), draws (B,) -> (B,)."""
-        if repetition_penalty != 1.0:
-            text = text.clamp(max=self.n_seen - 1)
-            log_probs = log_probs.log_softmax(-1)
-            log_probs = log_probs.scatter(1, text, repetition_penalty * log_probs.gather(1, text))
-        if temperature == 0:
-            return log_probs.argmax(-1)
-        log_probs, places = log_probs.topk(min(top_k or self.n_seen, self.n_seen))  # the likeliest first
-        probs = (log_probs.double() / temperature).softmax(-1)
-        cumulative = probs.cumsum(-1)
-        if bool(probs.isnan().any()):
-            raise UserError("the model's probabilities are not numbers; its weights must be damaged")
-        n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
-        reached = cumulative.gather(1, n_allowed - 1)
-        at = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)
-        return places.gather(1, at.minimum(n_allowed - 1))[:, 0]
-
-    # --- from and to files ------------------------------------------------------------------------
-
-    def save(self, path, **notes):
-        """Write weights and config to `path`, whole or not at all; `notes` (plain values) go beside them."""
-        with written_whole(path, "wb") as file:
-            torch.save(self.checkpoint(**notes), file)
-
-    def checkpoint(self, **notes):
-        """What `save` writes: a dictionary of plain values and tensors."""
-        config = dataclasses.asdict(self.config)
-        return {"format": CHECKPOINT_FORMAT, "config": config, "model": self.state_dict(), "notes": notes}
-
-    @classmethod
-    def load(cls, path, device="cpu"):
-        """Read what `save` wrote; `model.notes` holds the notes. No code from the file is run.
-
-        Raises UserError when the file is missing, damaged, or not such a checkpoint.
-        """
-        return cls.from_checkpoint(read_checkpoint(path), path).to(device).eval()
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint, path):
-        """The model in what read_checkpoint gave for `path`, as it was when it was saved."""
-        try:
-            config, state, notes = GPTConfig(**checkpoint["config"]), checkpoint["model"], checkpoint["notes"]
-            tables = checked_tables(config, state)
-            model = cls(config, tables or None)
-            model.load_state_dict(state)
-            model.notes = dict(notes)
-        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise UserError(f"{path} does not hold a model that fits its config: {error}") from None
-        return model
-
-    @classmethod
-    def from_pretrained(cls, name_or_path, **changes):
-        """A GPT with the weights of a GPT-2, in evaluation mode.
-
-        name_or_path: gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded once; or a Hugging
-        Face folder, its pytorch_model.bin or its model.safetensors. `changes` replace entries of the
-        config: a smaller block_size, dropout, separate_tweets. Raises UserError where that cannot be.
-        """
-        weights, config_json = read_pretrained(name_or_path)
-        weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-        try:
-            config = pretrained_config(weights, config_json)
-        except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{name_or_path} holds no GPT-2 or a damaged config.json: {error}") from None
-        block_size = changes.get("block_size", config.block_size)
-        if block_size > config.block_size:
-            raise UserError(
-                f"block_size: {block_size} is more than the {config.block_size} of {name_or_path}; lower it"
-            )
-        model = cls(dataclasses.replace(config, **changes))
-        state = model.state_dict()
-        for name in state:
-            tensor = weights.get(name)
-            if not isinstance(tensor, torch.Tensor):
-                raise UserError(f"{name_or_path} lacks the weights {name}; is it a GPT-2?")
-            # OpenAI's code stored the matrices of attention and MLP as (in, out); Linear wants (out, in)
-            transposed = name.startswith("h.") and tensor.dim() == 2
-            state[name] = tensor.t() if transposed else tensor
-        state["wpe.weight"] = state["wpe.weight"][:block_size]
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{name_or_path}: the weights do not fit its config.json: {error}") from None
-        return model.eval()
+# --- files ----------------------------------------------------------------------------------------
 
 
 def read_tensors(path):

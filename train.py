@@ -90,7 +90,7 @@ import torch.distributed as dist  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from model import GPT, GPTConfig, choose_device, corpus_tables, read_checkpoint  # noqa: E402
+from model import GPT, GPTConfig, choose_device, corpus_tables, make_gpt, read_checkpoint  # noqa: E402
 from prepare import token_texts  # noqa: E402
 
 FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
@@ -300,7 +300,7 @@ def make_model(settings, counts, train_data):
     config = GPTConfig(**{name: getattr(settings, name) for name in shape})
     texts = token_texts() if config.spelling else None
     tokens = checked(train_data, "train") if config.ngram_order else None
-    return GPT(config, corpus_tables(config, counts, texts, tokens))
+    return make_gpt(config, corpus_tables(config, counts, texts, tokens))
 
 
 def set_aside(out_dir):

@@ -47,7 +47,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import written_whole  # noqa: E402
-from model import GPT, GPTConfig, corpus_tables, read_checkpoint  # noqa: E402
+from model import GPT, GPTConfig, corpus_tables, make_gpt, read_checkpoint  # noqa: E402
 from prepare import END_OF_TEXT, VOCAB_SIZE, Split, encode, held_out, load_tokenizer  # noqa: E402
 
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64}
@@ -340,7 +340,7 @@ def sample(args):
     counts = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
     counts[[*range(7999), END_OF_TEXT]] = 2
     compact = GPTConfig(**SHAPE, compact_vocab=True)
-    full, small = GPT(GPTConfig(**SHAPE)).eval(), GPT(compact, corpus_tables(compact, counts)).eval()
+    full, small = GPT(GPTConfig(**SHAPE)).eval(), make_gpt(compact, corpus_tables(compact, counts)).eval()
     how = {"max_new_tokens": few(args, 64, 4), "temperature": 0.8, "top_k": 200}
     contenders = {
         "ours": functools.partial(full.generate, prompt, seeds=range(10), **how),

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from config import UserError
-from model import END_OF_TEXT, GPT, GPTConfig, HalfPrecisionCrossEntropy, choose_device, corpus_tables
+from model import (
+    END_OF_TEXT,
+    GPT,
+    GPTConfig,
+    HalfPrecisionCrossEntropy,
+    choose_device,
+    corpus_tables,
+    make_gpt,
+)
 from prepare import END_OF_TEXT as PREPARED_END
 from prepare import token_texts
 
@@ -50,7 +58,7 @@ def build(random_weights=True, **config):
         texts = token_texts() if config.spelling else None
         tables = corpus_tables(config, torch.bincount(tokens, minlength=V), texts, tokens)
     torch.manual_seed(0)
-    model = GPT(config, tables).eval()
+    model = make_gpt(config, tables).eval()
     if random_weights:
         with torch.no_grad():
             for parameter in model.parameters():
@@ -337,14 +345,14 @@ def test_a_config_is_frozen():
 
 def test_a_compact_vocabulary_needs_to_know_the_corpus():
     with pytest.raises(UserError, match="compact_vocab"):
-        GPT(GPTConfig(compact_vocab=True))
+        make_gpt(GPTConfig(compact_vocab=True))
 
 
 def test_buffers_are_in_the_order_of_the_tables():
     """Processes that train together exchange them by it."""
     config = GPTConfig(**SMALL | KINDS["all"])
     tables = corpus_tables(config, torch.bincount(corpus(), minlength=V), token_texts(), corpus())
-    registered = [name for name, _ in GPT(config, tables).tables.named_buffers()]
+    registered = [name for name, _ in make_gpt(config, tables).tables.named_buffers()]
     assert registered[: len(tables) - 9] == [name for name in tables if not name[-1].isdigit()]
 
 
