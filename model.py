@@ -192,14 +192,16 @@ class GPT(nn.Module):
         model's distribution, and loss is None.
         """
         places, (embeddings, head) = self._places(idx), self._vectors()
-        hidden = self._hidden(places, embeddings)
+        hidden = self._hidden(places, embeddings)  # (B, T, C)
         if targets is None:
             return self._logits(hidden, head, places), None
         return None, self._loss(hidden, head, places, targets)
 
     def _hidden(self, places, embeddings, cache=None, start=0):
-        """(B, T) places -> (B, T - start, C), what the head reads after each but the first `start`, whose
-        keys and values are in `cache` already."""
+        """What the head reads after each token: (B, T) places -> (B, T - start, C).
+
+        The keys and values of the first `start` tokens are in `cache` already, so they are skipped.
+        """
         T = places.shape[1]
         if T > self.config.block_size:  # noqa: SIM300
             raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
@@ -209,8 +211,7 @@ class GPT(nn.Module):
             begins = position.where(places == end, 0).cummax(1).values  # where each token's tweet does
             mask = (position >= begins[..., None]) & (position <= position[:, None])
             position, mask = position - begins, mask[:, None, start:]  # (B, T), (B, 1, T - start, T)
-        x = self._embed(places[:, start:], embeddings) + self.wpe(position[..., start:])
-        x = self.drop(x)
+        x = self.drop(self._embed(places[:, start:], embeddings) + self.wpe(position[..., start:]))
         for layer, block in enumerate(self.h):
             x = block(x, mask, None if cache is None else cache[layer], start)
         return self.ln_f(x)
