@@ -26,11 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 import prepare  # noqa: E402
 
-PLAIN = "--spelling=0 --ngram_order=0 --noise=0 --dropout=0.2"
+PLAIN = "--spelling=0 --ngram_order=0 --noise=0"
 VARIANTS = {
     "full": "",
     "no_noise": "--noise=0",
-    "no_noise_dropout_0.2": "--noise=0 --dropout=0.2",
+    "not_separate": "--separate_tweets=False",
     "no_spelling": "--spelling=0",
     "no_ngrams": "--ngram_weight=0.0001",
     "no_average": "--average_decay=0",
@@ -40,10 +40,10 @@ VARIANTS = {
     "plain_gpt": f"{PLAIN} --compact_vocab=False --output_bias=False --weight_decay=0.1 --average_decay=0",
     "noise_0.3": "--noise=0.3",
     "noise_0.7": "--noise=0.7",
-    "dropout_0": "--dropout=0",
-    "dropout_0.2": "--dropout=0.2",
-    "ngram_weight_0.4": "--ngram_weight=0.4",
-    "ngram_weight_0.6": "--ngram_weight=0.6",
+    "dropout_0.1": "--dropout=0.1",
+    "dropout_0.3": "--dropout=0.3",
+    "ngram_weight_0.3": "--ngram_weight=0.3",
+    "ngram_weight_0.5": "--ngram_weight=0.5",
     "ngram_order_3": "--ngram_order=3",
     "block_32": "--block_size=32 --batch_size=64",
     "block_128": "--block_size=128 --batch_size=16",
