@@ -223,8 +223,8 @@ class GPT(nn.Module):
     def _cross_entropy(self, hidden, head, rows, reduction="mean"):
         """-log p of each position's row of the head: hidden (N, C), head (rows, C), rows (N,), -1 ignored."""
         if self.training and torch.is_autocast_enabled(rows.device.type):
-            dtype, counted = torch.get_autocast_dtype(rows.device.type), rows >= 0
-            return HalfPrecisionCrossEntropy.apply(hidden[counted], head, self._bias(), rows[counted], dtype)
+            dtype = torch.get_autocast_dtype(rows.device.type)
+            return HalfPrecisionCrossEntropy.apply(hidden, head, self._bias(), rows, dtype)
         return F.linear_cross_entropy(
             hidden, head, rows, linear_bias=self._bias(), ignore_index=-1, reduction=reduction,
             options=LOSS_OPTIONS,
@@ -433,13 +433,16 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, bias, targets, dtype):
-        """hidden (N, C), head (rows, C), bias (rows,) or None, targets (N,) -> the mean loss, float32."""
-        wide, rows = head.to(dtype).t(), len(head)  # (C, rows)
+        """hidden (N, C), head (rows, C), bias (rows,) or None, targets (N,) -> the mean loss, float32.
+
+        Targets of -1 are ignored: multiplied by 0, since to leave them out would make a GPU wait.
+        """
+        wide, rows, counts = head.to(dtype).t(), len(head), (targets >= 0)[:, None]  # (C, rows), …, (N, 1)
         log_probs, d_hidden = hidden.new_empty(len(hidden)), torch.empty_like(hidden)
         d_head, d_bias = torch.zeros_like(head), None if bias is None else torch.zeros_like(bias)
         for first in range(0, len(hidden), 2048):
             part = slice(first, first + 2048)
-            narrow, target = hidden[part].to(dtype), targets[part, None]
+            narrow, target = hidden[part].to(dtype), targets[part, None].clamp(min=0)
             probs = narrow.new_empty(len(narrow), rows)
             for x, p in zip(narrow.split(128), probs.split(128), strict=True):  # logits that fit the cache
                 logits = x @ wide
@@ -447,17 +450,18 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
             # in float16 a probability below 6e-8 is 0
             log_probs[part] = probs.gather(1, target)[:, 0].float().clamp(min=1e-8).log()
             probs.scatter_add_(1, target, probs.new_full(target.shape, -1.0))
-            d_hidden[part] = probs @ wide.t()
-            d_head += probs.t() @ narrow
+            weight = counts[part].to(dtype)
+            d_hidden[part] = (probs @ wide.t()) * weight
+            d_head += probs.t() @ (narrow * weight)
             if bias is not None:
-                d_bias += (probs.t() @ narrow.new_ones(len(narrow), 1))[:, 0]
-        ctx.save_for_backward(d_hidden, d_head, d_bias)
-        return -log_probs.mean()
+                d_bias += (probs.t() @ weight)[:, 0]
+        ctx.save_for_backward(d_hidden, d_head, d_bias, counts.sum())
+        return -(log_probs * counts[:, 0]).sum() / counts.sum()
 
     @staticmethod
     def backward(ctx, gradient):
-        scale = gradient / len(ctx.saved_tensors[0])
-        return *(d if d is None else d * scale for d in ctx.saved_tensors), None, None
+        *gradients, n = ctx.saved_tensors
+        return *(d if d is None else d * (gradient / n) for d in gradients), None, None
 
 
 # --- what a small corpus needs --------------------------------------------------------------------
