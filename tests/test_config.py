@@ -1,6 +1,8 @@
 """Settings: what beats what, what is refused and how it is said; files that appear whole or not at all."""
 
 import dataclasses
+import pathlib
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -272,11 +274,17 @@ def test_torch_is_not_imported_for_an_answer_that_needs_none(words, code, text, 
         assert len(told) == 1 and told[0].startswith(f"{words[0]}: error: ")
 
 
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 TYPED = [  # the words after "python" in the lines of the scripts' docstrings that show what to type
     shlex.split(line, comments=True)[1:]
     for module in SCRIPTS.values()
     for line in module.__doc__.splitlines()
     if line.startswith("    python ")
+]
+SHOWN = [  # and in those of the README, on lines of their own, as headings or in the text
+    shlex.split(line, comments=True)[1:]
+    for line in re.findall(r"(?:^|`)(python (?:prepare|train|sample)\.py[^`\n]*)", README, re.MULTILINE)
+    if "--help" not in line
 ]
 
 
@@ -285,10 +293,20 @@ def test_a_docstring_shows_commands(script):
     assert sum(words[0] == script for words in TYPED) >= 3
 
 
-@pytest.mark.parametrize("words", TYPED, ids=" ".join)
-def test_the_commands_in_the_docstrings_are_accepted(words, monkeypatch, repo):
+@pytest.mark.parametrize("words", [*TYPED, *SHOWN], ids=" ".join)
+def test_the_commands_in_docstrings_and_readme_are_accepted(words, monkeypatch, repo):
     monkeypatch.chdir(repo)
     load_settings(SCRIPTS[words[0]].Settings, words[1:], example="")
+
+
+def test_the_readmes_links_point_at_the_lines_that_they_name(repo):
+    links = re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README)
+    assert len(links) > 10
+    for name, file, line in links:
+        found = (repo / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        assert re.match(rf"\s*(class|def) {name}\b", found), f"{file}:{line} is not {name}"
+    for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
+        assert (repo / path).exists(), path
 
 
 def test_every_preset_fits_train(monkeypatch, repo):

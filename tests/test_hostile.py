@@ -234,8 +234,10 @@ def run(trained, tmp_path):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", ["in training", "in an evaluation"])
-def test_a_loss_that_is_no_number_overwrites_nothing(run, snapshot, monkeypatch, bad, where):
+@pytest.mark.parametrize(
+    "where, interval", [("in training", 0), ("in training", 1), ("in an evaluation", 0)], ids=str
+)
+def test_a_loss_that_is_no_number_overwrites_nothing(run, snapshot, monkeypatch, bad, where, interval):
     before = snapshot(run.out)
 
     def spoilt(model, idx, targets=None):
@@ -244,7 +246,7 @@ def test_a_loss_that_is_no_number_overwrites_nothing(run, snapshot, monkeypatch,
 
     monkeypatch.setattr(GPT, "__call__", spoilt)
     with pytest.raises(UserError, match=r"lower learning_rate.*last\.pt still holds"):
-        run(max_iters=12)
+        run(max_iters=12, checkpoint_interval=interval)
     after = snapshot(run.out)
     assert after.pop("last.pt")  # which a resumed run writes again
     assert after.items() <= before.items()

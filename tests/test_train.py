@@ -312,6 +312,16 @@ def check_resumed(resumed, trained, folder, read_losses):
         assert same_weights(folder / name, trained.folder / name)
 
 
+def test_a_resumed_run_keeps_the_scale_of_its_gradients(train, tmp_path):
+    flags = ["--dtype=float16", f"--out_dir={tmp_path / 'out'}"]
+    scalers = []
+    for runs in (["--max_iters=8"], ["--max_iters=4"], ["--max_iters=8", "--init_from=resume"]):
+        done = train(*flags, *runs)
+        assert done.code == 0, done.err
+        scalers.append(torch.load(tmp_path / "out" / "last.pt", weights_only=True)["scaler"])
+    assert scalers[0] == scalers[2] != scalers[1]
+
+
 def test_a_finished_run_can_be_made_longer(finished, train, read_losses):
     before = read_losses(finished)
     done = train("--init_from=resume", "--max_iters=12")
