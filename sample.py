@@ -302,9 +302,11 @@ def export(model, folder):
     One of separate_tweets gives the same logits for a single tweet.
     """
     config = model.config
-    for name in ("compact_vocab", "output_bias"):
-        if getattr(config, name):
-            raise UserError(f"export: a GPT-2 has no such thing as {name}; train with --{name}=False")
+    if config.compact_vocab or config.output_bias:
+        raise UserError(
+            "export: a GPT-2 has no compact vocabulary and no output bias; train with --compact_vocab=False "
+            "--spelling=0 --ngram_order=0 --noise=0 --output_bias=False"
+        )
     if folder.exists():
         raise UserError(f"export: {folder} is there already; name a new folder")
     like = GPT(dataclasses.replace(config, bias=True)).state_dict()  # a bias that is missing is 0

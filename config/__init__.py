@@ -44,6 +44,9 @@ def errors_in_one_line():
     """Turn a UserError, or an error of the file system, into `script.py: error: …` and exit 2."""
     try:
         yield
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (UserError, OSError) as error:
         print(
             f"{pathlib.Path(sys.argv[0]).name}: error: {printable(' '.join(str(error).split()))}",

@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -286,6 +288,14 @@ SHOWN = [  # and in those of the README, on lines of their own, as headings or i
     for line in re.findall(r"(?:^|`)(python (?:prepare|train|sample)\.py[^`\n]*)", README, re.MULTILINE)
     if "--help" not in line
 ]
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(repo):
+    command = [sys.executable, "prepare.py", "--input=data/sample_tweets.csv", "--dry_run"]
+    process = subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+    process.stderr.close()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
