@@ -300,16 +300,19 @@ class GPT(nn.Module):
         Keys and values are kept, so each step reads one token. Learned positions end at block_size:
         when the cache is full, the newest half of it is read again, and it goes on.
         """
-        B, block_size = idx.shape[0], self.config.block_size
+        asked, block_size = len(idx), self.config.block_size
         device, size = idx.device, self.config.n_embd // self.config.n_head
-        seeds = torch.randint(2**62, (B,)).tolist() if seeds is None else seeds
-        draws = [torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        seeds = torch.randint(2**62, (asked,)).tolist() if seeds is None else seeds
+        # Products of fewer than four rows are rounded otherwise than those of more, so that a tweet would
+        # depend on how many are written at once: always write four, some of them twice.
+        rows = [row % asked for row in range(max(asked, 4))]
+        B, idx = len(rows), idx[rows]
+        draws = [
+            torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seeds[row])) for row in rows
+        ]
         draws = torch.stack(draws).to(device)  # (B, max_new_tokens), all luck there will be
 
-        # Products of fewer than four rows are rounded otherwise than those of more, so that a tweet would
-        # depend on how many are written at once: always compute four.
-        width = max(B, 4)
-        shape = (self.config.n_layer, 2, width, self.config.n_head, block_size, size)
+        shape = (self.config.n_layer, 2, B, self.config.n_head, block_size, size)
         cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
         embeddings, head = self._vectors()
         text = self._places(idx)  # (B, T), grows
@@ -318,9 +321,7 @@ class GPT(nn.Module):
             window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
         finished = torch.zeros(B, dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            if step > 0 or len(window) > 1:
-                window = F.pad(window, (0, 0, 0, width - B))
-            hidden = self._hidden(window, embeddings, cache, start)[:B, -1:].expand(B, -1, -1)
+            hidden = self._hidden(window, embeddings, cache, start)[:, -1:].expand(B, -1, -1)
             start = window.shape[1]
             log_probs = self._scores(hidden, head, text)[:, 0, : self.n_seen]
             place = self._choose(
@@ -330,7 +331,7 @@ class GPT(nn.Module):
             if stop_token is not None:
                 token = token.where(~finished, stop_token)
                 finished |= token == stop_token
-            yield token
+            yield token[:asked]
             if stop_token is not None and bool(finished.all()):
                 return
             text = torch.cat([text, self._places(token)[:, None]], 1)

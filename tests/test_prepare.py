@@ -317,7 +317,13 @@ def test_cells_beyond_the_header_do_not_shift_the_columns(run, tmp_path, tail):
 
 
 def test_what_is_longer_than_a_post_can_be_is_dropped_and_counted(run, write_csv, tmp_path):
-    cells = [["text"], ["a" * 25_000], ["b" * 25_001], [" " * 1_000_000], *([tweet] for tweet in FILLER)]
+    cells = [
+        ["text"],
+        ["a" * 25_000],
+        ["b" * 25_001],
+        ["." + " " * 1_000_000],
+        *([tweet] for tweet in FILLER),
+    ]
     done = run(write_csv(tmp_path / "in.csv", cells))
     assert done.code == 0 and "2 longer than 25,000 characters" in done.out
     assert lines_of(tmp_path / "out") == ["a" * 25_000, *FILLER]
