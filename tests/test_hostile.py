@@ -124,6 +124,13 @@ def test_tables_and_weights_that_do_not_fit_are_refused(good, tmp_path, kind):
     assert tried(tmp_path / "harmed.pt")
 
 
+def test_weights_that_overflow_are_told_while_sampling(good, command, the_error, tmp_path):
+    checkpoint = torch.load(good, weights_only=True)
+    checkpoint["model"]["ln_f.weight"].fill_(3e38)
+    torch.save(checkpoint, tmp_path / "best.pt")
+    assert "weights must be damaged" in the_error(command("sample.py", f"--out_dir={tmp_path}"), "sample.py")
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"n_layer": 10**12}, {"n_embd": 2**40}, {"block_size": 2**40}, {"vocab_size": 2**40},
