@@ -320,10 +320,13 @@ class GPT(nn.Module):
         if bool((window == window[:1]).all()):
             window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
         finished = torch.zeros(B, dtype=torch.bool, device=device)
+        stop = None if stop_token is None else int(self._places(idx.new_tensor(stop_token)))
         for step in range(max_new_tokens):
             hidden = self._hidden(window, embeddings, cache, start)[:, -1:].expand(B, -1, -1)
             start = window.shape[1]
             log_probs = self._scores(hidden, head, text)[:, 0, : self.n_seen]
+            if step == 0 and stop is not None and stop < self.n_seen:  # a text that begins is not over
+                log_probs[:, stop].masked_fill_(idx[:, -1] == stop_token, -math.inf)
             place = self._choose(
                 log_probs, text, draws[:, step], temperature, top_k, top_p, repetition_penalty
             )
@@ -429,7 +432,7 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
     """F.linear_cross_entropy with its matrix products in bfloat16 or float16, the rest in float32.
 
     The gradients are made along with the loss: what a softmax leaves of the logits, less one at the
-    target, is all that they need. At most 2,048 positions of it are held, whatever the batch.
+    target, is all that they need. Of it, 512 positions are held at a time, or more where the head is small.
     """
 
     @staticmethod
@@ -441,16 +444,18 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
         wide, rows, counts = head.to(dtype).t(), len(head), (targets >= 0)[:, None]  # (C, rows), …, (N, 1)
         log_probs, d_hidden = hidden.new_empty(len(hidden)), torch.empty_like(hidden)
         d_head, d_bias = torch.zeros_like(head), None if bias is None else torch.zeros_like(bias)
-        for first in range(0, len(hidden), 2048):
-            part = slice(first, first + 2048)
-            narrow, target = hidden[part].to(dtype), targets[part, None].clamp(min=0)
-            probs = narrow.new_empty(len(narrow), rows)
+        size = min(len(hidden), max(512, 2**23 // rows))
+        buffer = wide.new_empty(size, rows)
+        for first in range(0, len(hidden), size):
+            part = slice(first, first + size)
+            narrow, target = hidden[part].to(dtype), targets[part].clamp(min=0)
+            probs, at = buffer[: len(narrow)], (torch.arange(len(narrow), device=target.device), target)
             for x, p in zip(narrow.split(128), probs.split(128), strict=True):  # logits that fit the cache
                 logits = x @ wide
                 torch.softmax(logits if bias is None else logits.add_(bias), -1, out=p)
             # in float16 a probability below 6e-8 is 0
-            log_probs[part] = probs.gather(1, target)[:, 0].float().clamp(min=1e-8).log()
-            probs.scatter_add_(1, target, probs.new_full(target.shape, -1.0))
+            log_probs[part] = probs[at].float().clamp(min=1e-8).log()
+            probs[at] -= 1  # scatter_add_ would copy all of it
             weight = counts[part].to(dtype)
             d_hidden[part] = (probs @ wide.t()) * weight
             d_head += probs.t() @ (narrow * weight)

@@ -495,6 +495,14 @@ def test_a_repetition_penalty_makes_repeating_less_likely(model):
         assert penalised[token[0]].item() == pytest.approx(penalised.max().item(), abs=1e-4)
 
 
+def test_a_text_of_no_tokens_is_none(model):
+    idx = torch.tensor([[11938, END_OF_TEXT], [END_OF_TEXT, 11938]]).repeat(50, 1)
+    tokens = model.generate(idx, 1, temperature=50.0, stop_token=END_OF_TEXT, seeds=range(100))[:, -1]
+    assert (tokens[::2] != END_OF_TEXT).all()
+    free = model.generate(idx, 1, temperature=50.0, seeds=range(100))[:, -1]
+    assert torch.equal(tokens[1::2], free[1::2])
+
+
 def test_a_stopped_row_is_filled_with_the_stop_token(models):
     idx, stop = text(1, 3).expand(8, -1), CORPUS_IDS[0].item()
     free = models["compact"].generate(idx, 60, temperature=2.0, seeds=range(8))
