@@ -451,8 +451,8 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
             narrow, target = hidden[part].to(dtype), targets[part].clamp(min=0)
             probs, at = buffer[: len(narrow)], (torch.arange(len(narrow), device=target.device), target)
             for x, p in zip(narrow.split(128), probs.split(128), strict=True):  # logits that fit the cache
-                logits = x @ wide
-                torch.softmax(logits if bias is None else logits.add_(bias), -1, out=p)
+                torch.mm(x, wide, out=p)
+                torch.softmax(p if bias is None else p.add_(bias), -1, out=p)
             # in float16 a probability below 6e-8 is 0
             log_probs[part] = probs[at].float().clamp(min=1e-8).log()
             probs[at] -= 1  # scatter_add_ would copy all of it
@@ -466,8 +466,8 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        *gradients, n = ctx.saved_tensors
-        return *(d if d is None else d * (gradient / n) for d in gradients), None, None
+        *gradients, n = ctx.saved_tensors  # scaled in place, as nobody goes backward twice
+        return *(d if d is None else d.mul_(gradient / n) for d in gradients), None, None
 
 
 # --- what a small corpus needs --------------------------------------------------------------------
