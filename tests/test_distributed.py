@@ -7,9 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
+import train
 from model import GPT
 
 PLAIN = ["--dropout=0", "--noise=0", "--dtype=float32"]  # what each process draws for itself
@@ -50,6 +54,29 @@ def test_two_processes_train_as_one_does_and_take_over_from_it(torchrun, train_h
     assert all(name.startswith(("h.", "w", "ln_f", "head", "rare", "tables", "ngrams")) for name in (
         GPT.load(shared / "best.pt").state_dict()
     ))  # fmt: skip
+
+
+def test_gradients_are_exchanged_once_an_iteration(prepared, trained, tmp_path, monkeypatch):
+    settings = train.Settings(block_size=8, batch_size=4, gradient_accumulation_steps=3)
+    data, exchanged = np.memmap(prepared.folder / "train.bin", "<u2", "r"), []
+
+    def hook(_, bucket):
+        exchanged.append(bucket.index())
+        result = torch.futures.Future()
+        result.set_result(bucket.buffer())
+        return result
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(train, "world_size", lambda: 2)
+        model = DistributedDataParallel(GPT.load(trained.folder / "best.pt"))
+        model.register_comm_hook(None, hook)
+        optimizer, scaler = train.make_optimizer(model, settings), torch.amp.GradScaler("cpu", enabled=False)
+        for iteration in range(2):
+            train.train_step(model, optimizer, scaler, data, iteration, settings, "float32")
+    finally:
+        dist.destroy_process_group()
+    assert exchanged == [0, 0]
 
 
 def test_the_death_of_one_process_ends_all(torchrun, tmp_path):
