@@ -118,12 +118,14 @@ class Writer:
 
     def __init__(self, settings, model):
         self.settings, self.model, self.tokenizer = settings, model, load_tokenizer()
-        processed = pathlib.Path(str(model.notes.get("data_dir", "the training data"))) / "processed.txt"
-        self.known = TrainingTweets.read(processed) if processed.is_file() else None
+        folder = model.notes.get("data_dir")
+        processed = pathlib.Path(str(folder)) / "processed.txt"
+        self.known = TrainingTweets.read(processed) if folder and processed.is_file() else None
         if self.known is None:
+            why = f"{processed} is gone" if folder else "this model's training tweets are not known"
             if settings.min_novelty:
-                raise UserError(f"min_novelty: {processed} is gone, so novelty cannot be told; set it to 0")
-            print(f"{processed} is gone, so the novelty of the tweets is not told", file=sys.stderr)
+                raise UserError(f"min_novelty: {why}, so novelty cannot be told; set it to 0")
+            print(f"{why}, so the novelty of the tweets is not told", file=sys.stderr)
 
     def write(self, start):
         """Yield num_samples of (tweet, novelty or None, the training tweet that holds all of it or None)."""
