@@ -151,18 +151,13 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2: embeddings, a stack of blocks, a final LayerNorm, and a head tied to the embeddings.
-
-    The methods that SmallCorpusGPT replaces speak of a token's place rather than of its id, since it
-    keeps its tokens in an order of its own. Here the two are the same.
-    """
+    """GPT-2: embeddings, a stack of blocks, a final LayerNorm, and a head tied to the embeddings."""
 
     def __init__(self, config, token_counts=None, n_rows=None):
         """token_counts: how often each id occurs, (vocab_size,), where `output_bias` should start from it."""
         super().__init__()
         self.config = config
         self.notes = {}  # what was saved beside the weights
-        self.n_seen = config.vocab_size  # the places below it may be written
         n_rows = n_rows or config.vocab_size
         self.wte = nn.Embedding(n_rows, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -191,71 +186,66 @@ class GPT(nn.Module):
         alone, on noised input. Without targets, logits are (B, T, vocab_size), whose log_softmax is the
         model's distribution, and loss is None.
         """
-        places, (embeddings, head) = self._places(idx), self._vectors()
-        hidden = self._hidden(places, embeddings)  # (B, T, C)
+        embeddings, head = self._vectors()
+        hidden = self._hidden(idx, embeddings)  # (B, T, C)
         if targets is None:
-            return self._logits(hidden, head, places), None
-        return None, self._loss(hidden, head, places, targets)
+            return self._logits(hidden, head, idx), None
+        return None, self._loss(hidden, head, idx, targets)
 
-    def _hidden(self, places, embeddings, cache=None, start=0):
-        """What the head reads after each token: (B, T) places -> (B, T - start, C).
+    def _hidden(self, idx, embeddings, cache=None, start=0):
+        """What the head reads after each token: (B, T) -> (B, T - start, C).
 
         The keys and values of the first `start` tokens are in `cache` already, so they are skipped.
         """
-        T = places.shape[1]
+        T = idx.shape[1]
         if T > self.config.block_size:  # noqa: SIM300
             raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position, mask = torch.arange(T, device=places.device), None
+        position, mask = torch.arange(T, device=idx.device), None
         if self.config.separate_tweets:
-            end = self._places(position.new_tensor(END_OF_TEXT))
-            begins = position.where(places == end, 0).cummax(1).values  # where each token's tweet does
+            begins = position.where(idx == END_OF_TEXT, 0).cummax(1).values  # where each token's tweet does
             mask = (position >= begins[..., None]) & (position <= position[:, None])
             position, mask = position - begins, mask[:, None, start:]  # (B, T), (B, 1, T - start, T)
-        x = self.drop(self._embed(places[:, start:], embeddings) + self.wpe(position[..., start:]))
+        x = self.drop(self._embed(idx[:, start:], embeddings) + self.wpe(position[..., start:]))
         for layer, block in enumerate(self.h):
             x = block(x, mask, None if cache is None else cache[layer], start)
         return self.ln_f(x)
 
-    def _loss(self, hidden, head, places, targets):
-        """The mean loss of `targets` (B, T), of which -1 are ignored."""
-        return self._cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
-
-    def _cross_entropy(self, hidden, head, rows, reduction="mean"):
-        """-log p of each position's row of the head: hidden (N, C), head (rows, C), rows (N,), -1 ignored."""
-        if self.training and torch.is_autocast_enabled(rows.device.type):
-            dtype = torch.get_autocast_dtype(rows.device.type)
-            return HalfPrecisionCrossEntropy.apply(hidden, head, self._bias(), rows, dtype)
+    def _cross_entropy(self, hidden, head, targets, reduction="mean"):
+        """-log p of each target's row of the head: hidden (N, C), targets (N,), of which -1 are ignored."""
+        weight, bias = head
+        if self.training and torch.is_autocast_enabled(targets.device.type):
+            dtype = torch.get_autocast_dtype(targets.device.type)
+            return HalfPrecisionCrossEntropy.apply(hidden, weight, bias, targets, dtype)
         return F.linear_cross_entropy(
-            hidden, head, rows, linear_bias=self._bias(), ignore_index=-1, reduction=reduction,
+            hidden, weight, targets, linear_bias=bias, ignore_index=-1, reduction=reduction,
             options=LOSS_OPTIONS,
         )  # fmt: skip
 
-    # what SmallCorpusGPT does otherwise
-
-    def _places(self, ids):
-        return ids
-
-    def _ids(self, places):
-        return places
+    # the steps that SmallCorpusGPT takes otherwise
 
     def _vectors(self):
-        """The vectors that a token is read by, and those that score it as the next: the same (tied)."""
-        return self.wte.weight, self.wte.weight
+        """What a token is read by, (V, C), and what scores it as the next: the same (tied), and a bias."""
+        return self.wte.weight, (self.wte.weight, self.head_bias)
 
-    def _bias(self):
-        return self.head_bias
-
-    def _embed(self, places, embeddings):
+    def _embed(self, idx, embeddings):
         """(B, T) -> (B, T, C)."""
-        return F.embedding(places, embeddings)
+        return F.embedding(idx, embeddings)
 
-    def _scores(self, hidden, head, places):
-        """Logits of each place that may be written: hidden (B, T', C) at the last T' of places (B, T)."""
-        return F.linear(hidden, head, self._bias())
+    def _loss(self, hidden, head, idx, targets):
+        """The mean loss of `targets` (B, T), of which -1 are ignored."""
+        return self._cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
 
-    def _logits(self, hidden, head, places):
-        """Logits of all ids: (B, T, C) -> (B, T, vocab_size)."""
-        return self._scores(hidden, head, places)
+    def _logits(self, hidden, head, idx):
+        """Logits of all ids: (B, T, C) -> (B, T, V)."""
+        return F.linear(hidden, *head)
+
+    def _candidates(self):
+        """The ids that may be written, (n,)."""
+        return torch.arange(self.config.vocab_size, device=self.wte.weight.device)
+
+    def _scores(self, hidden, head, idx):
+        """Logits of the candidates: (B, 1, C) after all of idx (B, T) -> (B, n)."""
+        return self._logits(hidden, head, idx)[:, 0]
 
     # --- looking inside -------------------------------------------------------------------------------
 
@@ -273,7 +263,7 @@ class GPT(nn.Module):
             for block in self.h
         ]
         try:
-            self._hidden(self._places(idx), self._vectors()[0])
+            self._hidden(idx, self._vectors()[0])
         finally:
             for hook in hooks:
                 hook.remove()
@@ -306,58 +296,40 @@ class GPT(nn.Module):
         # Products of fewer than four rows are rounded otherwise than those of more, so that a tweet would
         # depend on how many are written at once: always write four, some of them twice.
         rows = [row % asked for row in range(max(asked, 4))]
-        B, idx = len(rows), idx[rows]
-        draws = [
+        B, text = len(rows), idx[rows]  # (B, T), grows
+        luck = [
             torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seeds[row])) for row in rows
         ]
-        draws = torch.stack(draws).to(device)  # (B, max_new_tokens), all luck there will be
+        luck = torch.stack(luck).to(device)  # (B, max_new_tokens), all there will be
 
         shape = (self.config.n_layer, 2, B, self.config.n_head, block_size, size)
         cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
         embeddings, head = self._vectors()
-        text = self._places(idx)  # (B, T), grows
+        ids = self._candidates()  # (n,)
+        candidate_of = torch.full((self.config.vocab_size,), len(ids), device=device)  # n: is none
+        candidate_of[ids] = torch.arange(len(ids), device=device)
         window, start = text[:, -block_size:], 0  # what the model looks back on; how much of it was read
         if bool((window == window[:1]).all()):
             window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
         finished = torch.zeros(B, dtype=torch.bool, device=device)
-        stop = None if stop_token is None else int(self._places(idx.new_tensor(stop_token)))
         for step in range(max_new_tokens):
             hidden = self._hidden(window, embeddings, cache, start)[:, -1:].expand(B, -1, -1)
             start = window.shape[1]
-            log_probs = self._scores(hidden, head, text)[:, 0, : self.n_seen]
-            if step == 0 and stop is not None and stop < self.n_seen:  # a text that begins is not over
-                log_probs[:, stop].masked_fill_(idx[:, -1] == stop_token, -math.inf)
-            place = self._choose(
-                log_probs, text, draws[:, step], temperature, top_k, top_p, repetition_penalty
-            )
-            token = self._ids(place)
+            scores = self._scores(hidden, head, text)  # (B, n)
+            if step == 0 and stop_token is not None:  # a text that begins is not over
+                scores = scores.masked_fill((ids == stop_token) & (text[:, -1:] == stop_token), -math.inf)
+            if repetition_penalty != 1.0:
+                scores = penalized(scores, candidate_of[text], repetition_penalty)
+            token = ids[choose(scores, luck[:, step], temperature, top_k, top_p)]
             if stop_token is not None:
                 token = token.where(~finished, stop_token)
                 finished |= token == stop_token
             yield token[:asked]
             if stop_token is not None and bool(finished.all()):
                 return
-            text = torch.cat([text, self._places(token)[:, None]], 1)
+            text = torch.cat([text, token[:, None]], 1)
             start = 0 if start == block_size else start  # full: read the newest half anew
             window = text[:, -(start + 1 if start else max(block_size // 2, 1)) :]
-
-    def _choose(self, log_probs, text, draws, temperature, top_k, top_p, repetition_penalty):
-        """Pick a place a row: log_probs (B, n_seen) of the seen tokens, text (B, T), draws (B,) -> (B,)."""
-        if repetition_penalty != 1.0:
-            text = text.clamp(max=self.n_seen - 1)
-            log_probs = log_probs.log_softmax(-1)
-            log_probs = log_probs.scatter(1, text, repetition_penalty * log_probs.gather(1, text))
-        if temperature == 0:
-            return log_probs.argmax(-1)
-        log_probs, places = log_probs.topk(min(top_k or self.n_seen, self.n_seen))  # the likeliest first
-        probs = (log_probs.double() / temperature).softmax(-1)
-        cumulative = probs.cumsum(-1)
-        if bool(probs.isnan().any()):
-            raise UserError("the model's probabilities are not numbers; its weights must be damaged")
-        n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
-        reached = cumulative.gather(1, n_allowed - 1)
-        at = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)
-        return places.gather(1, at.minimum(n_allowed - 1))[:, 0]
 
     # --- from and to files ------------------------------------------------------------------------
 
@@ -428,6 +400,32 @@ class GPT(nn.Module):
         return model.eval()
 
 
+def penalized(logits, said, penalty):
+    """Log-probabilities from logits (B, n), times `penalty` for what was said: (B, T), n for none."""
+    log_probs = F.pad(logits.log_softmax(-1), (0, 1))
+    return log_probs.scatter(1, said, penalty * log_probs.gather(1, said))[:, :-1]
+
+
+def choose(logits, luck, temperature, top_k, top_p):
+    """Draw one of n tokens a row: logits (B, n), luck (B,) from [0, 1) -> (B,) int64.
+
+    Raises UserError where the logits are not numbers.
+    """
+    n, greedy = logits.shape[-1], temperature == 0
+    # the likeliest first
+    logits, order = logits.max(-1, keepdim=True) if greedy else logits.topk(min(top_k or n, n))
+    if not bool(logits[:, 0].isfinite().all()):
+        raise UserError("the model's probabilities are not numbers; its weights must be damaged")
+    if greedy:
+        return order[:, 0]
+    probs = ((logits - logits[:, :1]).double() / temperature).softmax(-1)
+    cumulative = probs.cumsum(-1)
+    n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
+    reached = cumulative.gather(1, n_allowed - 1)
+    at = torch.searchsorted(cumulative, luck[:, None] * reached, right=True)
+    return order.gather(1, at.minimum(n_allowed - 1))[:, 0]
+
+
 class HalfPrecisionCrossEntropy(torch.autograd.Function):
     """F.linear_cross_entropy with its matrix products in bfloat16 or float16, the rest in float32.
 
@@ -441,7 +439,7 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
 
         Targets of -1 are ignored: multiplied by 0, since to leave them out would make a GPU wait.
         """
-        wide, rows, counts = head.to(dtype).t(), len(head), (targets >= 0)[:, None]  # (C, rows), …, (N, 1)
+        wide, rows, counted = head.to(dtype).t(), len(head), (targets >= 0)[:, None]  # (C, rows), …, (N, 1)
         log_probs, d_hidden = hidden.new_empty(len(hidden)), torch.empty_like(hidden)
         d_head, d_bias = torch.zeros_like(head), None if bias is None else torch.zeros_like(bias)
         size = min(len(hidden), max(512, 2**23 // rows))
@@ -456,13 +454,13 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
             # in float16 a probability below 6e-8 is 0
             log_probs[part] = probs[at].float().clamp(min=1e-8).log()
             probs[at] -= 1  # scatter_add_ would copy all of it
-            weight = counts[part].to(dtype)
+            weight = counted[part].to(dtype)
             d_hidden[part] = (probs @ wide.t()) * weight
             d_head += probs.t() @ (narrow * weight)
             if bias is not None:
                 d_bias += (probs.t() @ weight)[:, 0]
-        ctx.save_for_backward(d_hidden, d_head, d_bias, counts.sum())
-        return -(log_probs * counts[:, 0]).sum() / counts.sum()
+        ctx.save_for_backward(d_hidden, d_head, d_bias, counted.sum())
+        return -(log_probs * counted[:, 0]).sum() / counted.sum()
 
     @staticmethod
     def backward(ctx, gradient):
@@ -530,7 +528,8 @@ class SmallCorpusGPT(GPT):
             self.tables.register_buffer(name, table, persistent=False)
 
         once, twice = float(n_once), float((counts == 2).sum())
-        self.once_share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
+        share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
+        self.log_once_share, self.log_unseen_share = (math.log(max(x, 1e-9)) for x in (share, 1 - share))
         # training sees the singletons stand in for unseen tokens, but not the ones that come back
         self.rare_boost = math.log(max(once + 2 * twice, 1.0) / max(once, 1.0))
         group_of, n_groups = self.tables.group_of, len(self.tables.group_features)
@@ -546,36 +545,28 @@ class SmallCorpusGPT(GPT):
 
     # from ids to vectors
 
-    def _places(self, ids):
-        return self.tables.place_of_id[ids]
-
-    def _ids(self, places):
-        return self.tables.id_of_place[places]
-
     def _vectors(self):
         """As above. With spelling, a token's vector is its row and the sum of its pieces'."""
-        rows = self.wte.weight
-        if self.spell is None:
-            return rows, rows
-        ends, pieces = self.tables.spelling_ends, self.tables.spelling
-        if self.training:
-            ends, pieces = ends[: self.n_seen + 1], pieces[: self.n_seen_pieces]
-        total = F.embedding_bag(pieces, self.spell.weight, ends, mode="sum", include_last_offset=True)
-        spelled = total / ends.diff().sqrt()[:, None]  # (places, C)
-        rare = rows[-1:].expand(len(spelled) - self.n_kept, -1)
-        embeddings = torch.cat([rows[:-1], rare]) + spelled
-        return embeddings, torch.cat([embeddings[: self.n_kept], rows[-1:]])
+        embeddings = rows = self.wte.weight
+        if self.spell is not None:
+            ends, pieces = self.tables.spelling_ends, self.tables.spelling
+            if self.training:
+                ends, pieces = ends[: self.n_seen + 1], pieces[: self.n_seen_pieces]
+            total = F.embedding_bag(pieces, self.spell.weight, ends, mode="sum", include_last_offset=True)
+            spelled = total / ends.diff().sqrt()[:, None]  # (places, C)
+            rare = rows[-1:].expand(len(spelled) - self.n_kept, -1)
+            embeddings = torch.cat([rows[:-1], rare]) + spelled
+        bias = self.head_bias
+        if not self.training:
+            boost = F.pad(rows.new_zeros(self.n_kept), (0, 1), value=self.rare_boost)
+            bias = boost if bias is None else bias + boost
+        return embeddings, (torch.cat([embeddings[: self.n_kept], rows[-1:]]), bias)
 
-    def _bias(self):
-        """The head's bias for new text, (rows,) or None."""
-        if self.training:
-            return self.head_bias
-        boost = F.pad(self.wte.weight.new_zeros(self.n_kept), (0, 1), value=self.rare_boost)
-        return boost if self.head_bias is None else self.head_bias + boost
-
-    def _embed(self, places, embeddings):
-        read = self._noised(places) if self.training and self.config.noise else places
-        return F.embedding(read.clamp(max=len(embeddings) - 1), embeddings)
+    def _embed(self, idx, embeddings):
+        places = self.tables.place_of_id[idx]
+        if self.training and self.config.noise:
+            places = self._noised(places)
+        return F.embedding(places.clamp(max=len(embeddings) - 1), embeddings)
 
     def _noised(self, places):
         """Replace tokens by others, the more often the less their followers tell, (B, T) -> (B, T).
@@ -590,69 +581,75 @@ class SmallCorpusGPT(GPT):
 
     # from what the network has read to probabilities
 
-    def _loss(self, hidden, head, places, targets):
-        valid = (targets >= 0).flatten()
-        hidden, target = hidden.flatten(0, 1), self._places(targets.clamp(min=0))  # (B * T, C), (B, T)
-        row = target.flatten().clamp(max=self.n_kept).where(valid, -1)
-        if not self.training:
-            log_probs = -self._cross_entropy(hidden, head, row, reduction="none")
-            return -self._target_log_probs(log_probs, hidden, places, target)[valid].mean()
-        loss = self._cross_entropy(hidden, head, row)
-        (at,) = torch.nonzero(row == self.n_kept, as_tuple=True)
-        group = self.tables.group_of[target.flatten()[at] - self.n_kept]
-        among_rare = self._rare_log_probs(hidden[at], self.tables.log_rare).gather(1, group[:, None])
-        return loss - among_rare.sum() / valid.sum()
+    def _loss(self, hidden, head, idx, targets):
+        tables, valid = self.tables, (targets >= 0).flatten()
+        hidden, target = hidden.flatten(0, 1), tables.place_of_id[targets.clamp(min=0)]  # (B * T, C), (B, T)
+        flat = target.flatten()
+        row = flat.clamp(max=self.n_kept).where(valid, -1)
+        if self.training:
+            loss = self._cross_entropy(hidden, head, row)
+            _, among = self._among_rare(row == self.n_kept, tables.log_rare, hidden, flat)
+            return loss - among.sum() / valid.sum()
+        log_probs = -self._cross_entropy(hidden, head, row, reduction="none")
+        once = (flat >= self.n_kept) & (flat < self.n_seen)
+        at, among = self._among_rare(once, tables.log_once, hidden, flat)
+        log_probs[at] += self.log_once_share + among
+        at, among = self._among_rare(flat >= self.n_seen, tables.log_unseen, hidden, flat)
+        log_probs[at] += self.log_unseen_share
+        log_probs = self._mixed(log_probs.view(target.shape), tables.place_of_id[idx], target).flatten()
+        log_probs[at] += among
+        return -log_probs[valid].mean()
+
+    def _among_rare(self, part, log_sizes, hidden, places):
+        """Where `part` (N,) is true, and the log-probability of each place there among the rare of it."""
+        (at,) = part.nonzero(as_tuple=True)
+        group = self.tables.group_of[places[at] - self.n_kept]
+        return at, self._rare_log_probs(hidden[at], log_sizes).gather(1, group[:, None])[:, 0]
 
     def _rare_log_probs(self, hidden, log_sizes):
         """The log-probability of a token of each group, where groups are so large: (…, C) -> (…, groups)."""
         scores = self.rare(hidden) @ self.tables.group_features.T
         return scores - (scores + log_sizes).logsumexp(-1, keepdim=True)
 
-    def _target_log_probs(self, log_probs, hidden, places, target):
-        """From the log-probabilities of the targets' rows (B * T,) to those of the targets."""
-        flat, tables = target.flatten(), self.tables
-        among_once = torch.zeros_like(log_probs)
-        among_unseen = torch.zeros_like(log_probs)
-        for part, log_sizes, share, out in (
-            ((flat >= self.n_kept) & (flat < self.n_seen), tables.log_once, self.once_share, among_once),
-            (flat >= self.n_seen, tables.log_unseen, 1 - self.once_share, among_unseen),
-        ):
-            (at,) = torch.nonzero(part, as_tuple=True)
-            group = tables.group_of[flat[at] - self.n_kept]
-            out[at] = self._rare_log_probs(hidden[at], log_sizes).gather(1, group[:, None])[:, 0]
-            log_probs[at] += math.log(max(share, 1e-9))
-        log_probs = log_probs + among_once
-        if self.ngrams is not None:
-            weight, contexts = self.config.ngram_weight, self.ngrams.contexts(places.clamp(max=self.n_seen))
-            counted = self.ngrams(contexts, target.clamp(max=self.n_seen)).flatten().log()
-            log_probs = torch.logaddexp(log_probs + math.log(1 - weight), counted + math.log(weight))
-        return log_probs + among_unseen
+    def _mixed(self, log_probs, places, targets=None):
+        """Give the n-grams their share of the probability, after the last T' of places (B, T).
 
-    def _scores(self, hidden, head, places):
+        log_probs: of each seen token and of all unseen ones together, (B, T', n_seen + 1), or (B, T')
+        those of the places `targets` (B, T').
+        """
+        if self.ngrams is None:
+            return log_probs
+        T, weight = log_probs.shape[1], self.config.ngram_weight
+        contexts = self.ngrams.contexts(places[:, -T - self.ngrams.order :].clamp(max=self.n_seen))
+        targets = None if targets is None else targets.clamp(max=self.n_seen)
+        counted = self.ngrams([context[:, -T:] for context in contexts], targets).log()
+        return torch.logaddexp(log_probs + math.log(1 - weight), counted + math.log(weight))
+
+    def _symbols(self, hidden, head, idx):
         """Log-probabilities of the seen tokens by place, and last of all unseen ones together.
 
-        hidden (B, T', C) at the last T' of places (B, T), head (rows, C) -> (B, T', n_seen + 1).
+        hidden (B, T', C) at the last T' of idx (B, T) -> (B, T', n_seen + 1).
         """
-        rows = F.linear(hidden, head, self._bias()).log_softmax(-1)
+        rows = F.linear(hidden, *head).log_softmax(-1)
         kept, rare = rows[..., :-1], rows[..., -1:]
         group_of_once = self.tables.group_of[: self.n_seen - self.n_kept]
         once = self._rare_log_probs(hidden, self.tables.log_once)[..., group_of_once]
-        once = once + rare + math.log(max(self.once_share, 1e-9))
-        symbols = torch.cat([kept, once, rare + math.log(max(1 - self.once_share, 1e-9))], -1)
-        if self.ngrams is None:
-            return symbols
-        T = hidden.shape[1]
-        contexts = self.ngrams.contexts(places[:, -T - self.ngrams.order :].clamp(max=self.n_seen))
-        counted, weight = self.ngrams([c[:, -T:] for c in contexts]).log(), self.config.ngram_weight
-        return torch.logaddexp(symbols + math.log(1 - weight), counted + math.log(weight))
+        symbols = torch.cat([kept, once + rare + self.log_once_share, rare + self.log_unseen_share], -1)
+        return self._mixed(symbols, self.tables.place_of_id[idx])
 
     @torch.inference_mode()  # in which n-grams may be added in place
-    def _logits(self, hidden, head, places):
-        symbols = self._scores(hidden, head, places)
+    def _logits(self, hidden, head, idx):
+        symbols = self._symbols(hidden, head, idx)
         group_of_unseen = self.tables.group_of[self.n_seen - self.n_kept :]
         unseen = self._rare_log_probs(hidden, self.tables.log_unseen)[..., group_of_unseen]
         by_place = torch.cat([symbols[..., :-1], symbols[..., -1:] + unseen], -1)
         return by_place[..., self.tables.place_of_id]
+
+    def _candidates(self):
+        return self.tables.id_of_place[: self.n_seen]
+
+    def _scores(self, hidden, head, idx):
+        return self._symbols(hidden, head, idx)[:, 0, :-1]
 
 
 class NGrams(nn.Module):
@@ -741,7 +738,7 @@ def corpus_tables(config, token_counts, texts=None, tokens=None):
     """What a model with a compact vocabulary knows of its training data before it is trained.
 
     token_counts: (vocab_size,) how often each id occurs; texts: the text of each id, for `spelling`;
-    tokens: (N,) int64 ids of the training data, for `ngram_order`. Returns tensors by name for GPT().
+    tokens: (N,) int64 ids of the training data, for `ngram_order`. Returns tensors by name, for make_gpt().
     """
     counts = torch.as_tensor(token_counts, dtype=torch.int64)
     # kept tokens first, then those that occur once, then the unseen ones: a token's place tells its kind
@@ -841,51 +838,47 @@ def checked_tables(config, state):
     Raises ValueError where they, or the weights, would fail later or take more memory than the file has.
     """
 
-    def demand(fits, name, what):
+    def demand(fits, name):
         if not fits:
-            raise ValueError(f"{name} {what}")
+            raise ValueError(f"{name} is damaged or of another model")
 
     def numbers(name, size, low, high, dtype=torch.int64):
-        """A table of `size` numbers from low to high."""
+        """The table `name`, if it has `size` numbers from low to high."""
         table = tables[name]
-        demand(table.dtype == dtype and table.shape == (size,), name, "has another type or size")
-        demand(not size or (low <= table.min() and table.max() <= high), name, "is out of range")
+        demand(table.dtype == dtype and table.shape == (size,), name)
+        demand(not size or (low <= table.min() and table.max() <= high), name)
         return table
 
     for name, tensor in state.items():
-        demand(tensor.layout == torch.strided and tensor.is_contiguous(), name, "is not stored in full")
-        demand(tensor.dtype in (torch.float32, torch.int64, torch.int32), name, f"is of {tensor.dtype}")
-        demand(not tensor.is_floating_point() or tensor.isfinite().all(), name, "holds NaN or infinity")
-    demand(
-        state["wpe.weight"].shape == (config.block_size, config.n_embd), "wpe.weight", "is of another shape"
-    )
-    demand(f"h.{config.n_layer - 1}.ln_1.weight" in state, "n_layer", "is not that of the weights")
+        demand(tensor.layout == torch.strided and tensor.is_contiguous(), name)  # has all its memory
+        demand(tensor.dtype in (torch.float32, torch.int64, torch.int32), name)
+        demand(not tensor.is_floating_point() or tensor.isfinite().all(), name)
+    demand(state["wpe.weight"].shape == (config.block_size, config.n_embd), "wpe.weight")
+    demand(f"h.{config.n_layer - 1}.ln_1.weight" in state, "n_layer")
     prefixes = ("tables.", "ngrams.")
     tables = {name.split(".", 1)[1]: tensor for name, tensor in state.items() if name.startswith(prefixes)}
     if not config.compact_vocab:
-        demand(len(state["wte.weight"]) == config.vocab_size, "wte.weight", "is of another shape")
+        demand(len(state["wte.weight"]) == config.vocab_size, "wte.weight")
         return tables
-    n, n_groups = config.vocab_size, len(tables["group_features"])
+    n = config.vocab_size
     counts, order = numbers("token_counts", n, 0, 2**40), numbers("id_of_place", n, 0, n - 1)
     kinds = counts[order].clamp(max=2)
-    demand(
-        order.bincount().eq(1).all() and (kinds.diff() <= 0).all(), "id_of_place", "is no order of the ids"
-    )
-    numbers("group_of", int((counts < 2).sum()), 0, n_groups - 1)
+    demand(order.bincount().eq(1).all() and (kinds.diff() <= 0).all(), "id_of_place")
+    numbers("group_of", int((counts < 2).sum()), 0, len(tables["group_features"]) - 1)
     if config.spelling:
-        ends = numbers("spelling_ends", n + 1, 0, len(tables["spelling"]), torch.int32)
-        demand(
-            (ends.diff() > 0).all() and ends[-1] == len(tables["spelling"]), "spelling_ends", "does not rise"
-        )
-        numbers("spelling", int(ends[-1]), 0, config.spelling - 1, torch.int32)
-        demand(len(state["spell.weight"]) == config.spelling, "spell.weight", "is of another shape")
+        n_pieces = len(tables["spelling"])
+        ends = numbers("spelling_ends", n + 1, 0, n_pieces, torch.int32)
+        demand((ends.diff() > 0).all() and ends[-1] == n_pieces, "spelling_ends")
+        numbers("spelling", n_pieces, 0, config.spelling - 1, torch.int32)
+        demand(len(state["spell.weight"]) == config.spelling, "spell.weight")
     n_symbols, n_contexts = int((counts > 0).sum()) + 1, 1
     for k in range(1, config.ngram_order + 1):
-        keys = numbers(f"keys{k}", len(tables[f"keys{k}"]), 0, n_contexts * n_symbols - 1)
-        demand((keys.diff() > 0).all() and (k > 1 or len(keys) == n_symbols), f"keys{k}", "does not rise")
-        numbers(f"probs{k}", len(keys), 0, 1, torch.float32)
+        n_grams = len(tables[f"keys{k}"])
+        keys = numbers(f"keys{k}", n_grams, 0, n_contexts * n_symbols - 1)
+        demand((keys.diff() > 0).all() and (k > 1 or n_grams == n_symbols), f"keys{k}")
+        numbers(f"probs{k}", n_grams, 0, 1, torch.float32)
         numbers(f"backoff{k}", n_contexts, 0, 1, torch.float32)
-        n_contexts = len(keys)
+        n_contexts = n_grams
     return tables
 
 

@@ -419,9 +419,7 @@ def test_a_row_depends_on_its_seed_and_not_on_its_batch(model):
 
 def test_what_a_row_is_drawn_from_is_the_same_to_the_bit_in_any_small_batch(monkeypatch):
     model, seen = build(n_embd=128, n_head=4, block_size=32), []
-    monkeypatch.setattr(
-        model, "_choose", lambda log_probs, *_: seen.append(log_probs[0]) or log_probs.argmax(-1)
-    )
+    monkeypatch.setattr("model.choose", lambda logits, *_: seen.append(logits[0]) or logits.argmax(-1))
     for B in (1, 2, 3, 4):  # beyond, it depends on the machine's library of matrix products
         model.generate(text(1, 5).repeat(B, 1), 12, seeds=range(B))
     steps = [seen[start : start + 12] for start in range(0, 48, 12)]
