@@ -252,7 +252,9 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def log_probs(self, idx):
         """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
-        return self(idx)[0].log_softmax(-1)
+        logits = self(idx)[0]
+        # not log_softmax, which on a CPU with AVX2 loses 1e-4 where many logits are small and equal
+        return logits - logits.logsumexp(-1, keepdim=True)
 
     @torch.inference_mode()
     def attention_maps(self, idx):

@@ -189,7 +189,7 @@ def preset_run(args, seed, goal=None):
         ))  # fmt: skip
     history, (meta, _, val) = read_history(out), read_data(args.data_dir)
     model = GPT.load(out / "best.pt")
-    best = bits(score(lambda idx: model(idx)[0].log_softmax(-1), val, model.config.block_size), meta)
+    best = bits(score(model.log_probs, val, model.config.block_size), meta)
     scores = {int(point["iter"]): point["bits_per_byte"] for point in history}
     points, elapsed = curve(run, scores, done=0), history[-1]["elapsed_seconds"]
     return {
