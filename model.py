@@ -938,9 +938,9 @@ def read_pretrained(name_or_path):
 
 
 def choose_device(name):
-    """The torch.device called `name`, or for "auto" the fastest that is here; UserError if it is not."""
+    """The torch.device called `name`, or for "auto" a GPU if one is here; UserError if it is not."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
