@@ -15,9 +15,11 @@ from model import (
     GPT,
     GPTConfig,
     HalfPrecisionCrossEntropy,
+    choose,
     choose_device,
     corpus_tables,
     make_gpt,
+    penalized,
 )
 from prepare import END_OF_TEXT as PREPARED_END
 from prepare import token_texts
@@ -491,6 +493,22 @@ def test_a_repetition_penalty_makes_repeating_less_likely(model):
         held[idx[0]] = True
         penalised = torch.where(held, 3.0 * log_probs[0], log_probs[0])
         assert penalised[token[0]].item() == pytest.approx(penalised.max().item(), abs=1e-4)
+
+
+def test_a_repetition_penalty_touches_what_was_said_alone():
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.5]])
+    before = logits.log_softmax(-1)
+    after = penalized(logits, torch.tensor([[1, 3], [0, 0]]), 2.0)  # 3: no candidate
+    changed = torch.tensor([[False, True, False], [True, False, False]])
+    assert torch.allclose(after, torch.where(changed, 2 * before, before), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_told(temperature, broken):
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, broken, 0.5]])
+    with pytest.raises(UserError, match="damaged"):
+        choose(logits, torch.zeros(2), temperature, None, 1.0)
 
 
 def test_a_text_of_no_tokens_is_none(model):
