@@ -12,6 +12,7 @@ needs), loss.csv and loss.png.
 """
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import hashlib
@@ -60,7 +61,6 @@ class Settings:
     min_lr: float = setting(1e-4, "the learning rate at max_iters, reached along a cosine", within="[0, inf)")
     warmup_iters: int = setting(50, "iterations until learning_rate is reached", within="[0, inf)")
     weight_decay: float = setting(0.1, "AdamW's, on matrices only", within="[0, inf)")
-    beta1: float = setting(0.9, "AdamW's, for the gradient's mean", within="[0, 1)")
     beta2: float = setting(0.99, "AdamW's, for the gradient's square", within="[0, 1)")
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", within="[0, inf)")
     average_decay: float = setting(0.0, "evaluate a running mean of the weights; 0 for none", within="[0, 1)")
@@ -126,7 +126,7 @@ def train(settings, device):
         for iteration in range(run.iteration, settings.max_iters + 1):
             if is_due := run.is_due():
                 progress.stop_clock()
-                run.record(progress.row(*evaluate(run.best_guess(), val_data, meta["val_bytes"])))
+                run.record(progress.row(*evaluate(run.averaged, val_data, meta["val_bytes"])))
             run.save()
             if is_due:
                 progress.report()
@@ -163,7 +163,9 @@ class Run:
         else:
             model = make_model(settings, meta["counts"], train_data)
         self.model = model.to(device)
-        self.averaged = make_average(self.model, settings.average_decay)
+        self.averaged = self.model  # what is evaluated and kept: the running mean of the weights, if any
+        if settings.average_decay:
+            self.averaged = copy.deepcopy(self.model, {id(table): table for table in self.model.buffers()})
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
         self.iteration = 0  # steps done
@@ -173,16 +175,15 @@ class Run:
         if saved:
             self.restore(saved)
 
-    def best_guess(self):
-        """The weights to evaluate and to keep: the averaged ones where there are such."""
-        return self.averaged.module if self.averaged else self.model
-
     def add(self, loss):
         """Count a step that ended with `loss`."""
         self.iteration += 1
         self.losses.append(loss)
-        if self.averaged:
-            self.averaged.update_parameters(self.model)
+        if self.averaged is not self.model:
+            share = 1 - self.settings.average_decay if self.iteration > 1 else 1.0
+            with torch.no_grad():
+                for mean, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                    mean.lerp_(now, share)
 
     def train_loss(self):
         """The mean loss since the last evaluation; raises UserError when it is not a number any more."""
@@ -220,7 +221,7 @@ class Run:
             writer.writerows(self.history)
         plot_losses(self.history, self.best, self.out_dir / "loss.png")
         if self.best["iter"] == self.iteration:
-            self.best_guess().save(self.out_dir / "best.pt", **self.notes())
+            self.averaged.save(self.out_dir / "best.pt", **self.notes())
 
     def notes(self):
         return {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
@@ -238,7 +239,7 @@ class Run:
             "losses": self.losses,
             "history": self.history,
             "best": self.best,
-            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "averaged": {name: mean.detach() for name, mean in self.averaged.named_parameters()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -269,18 +270,17 @@ class Run:
     def restore(self, saved):
         """Go back to where last.pt was written."""
         try:
-            if self.averaged:
-                self.averaged.load_state_dict(saved["averaged"])
+            weights = {name: saved["averaged"][name] for name, _ in self.averaged.named_parameters()}
+            self.averaged.load_state_dict(self.model.state_dict() | weights)
             self.optimizer.load_state_dict(saved["optimizer"])
             for parameter, moments in self.optimizer.state.items():
                 if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
                     raise ValueError("the optimizer's moments do not fit the weights")
             self.scaler.load_state_dict(saved["scaler"])
-            for name in ("iteration", "losses", "history", "best"):
-                setattr(self, name, type(getattr(self, name))(saved[name]))
-            numbers = [row[name] for row in (*self.history, self.best) for name in ("iter", *self.best)]
-            if not all(isinstance(number, float | int) for number in [*numbers, *map(float, self.losses)]):
-                raise ValueError("the history of the losses is not one")
+            self.iteration, self.losses = int(saved["iteration"]), list(saved["losses"])
+            self.history, self.best = list(saved["history"]), dict(saved["best"])
+            names, rows = ("iter", "val_loss", "bits_per_byte"), [*self.history, self.best]
+            torch.tensor([row[name] for row in rows for name in names] + self.losses)  # if all are numbers
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             why = str(error).split("\n")[0]
             raise UserError(
@@ -461,17 +461,7 @@ def make_optimizer(model, settings):
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True
-    )
-
-
-def make_average(model, decay):
-    """A copy of the model whose weights are an exponential running mean of its own, or None."""
-    if not decay:
-        return None
-    mean = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=mean)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
 
 
 def learning_rate_at(iteration, settings):
