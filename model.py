@@ -3,13 +3,17 @@
     from model import GPT, GPTConfig
 
     model = GPT(GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128))
-    logits, loss = model(idx, targets)                 # idx, targets: (B, T) int64 GPT-2 token ids
+    logits, _ = model(idx)                             # idx: (B, T) int64 GPT-2 token ids; (B, T, V)
+    _, loss = model(idx, targets)                      # the logits of a loss are never held in full
     tokens = model.generate(idx, max_new_tokens=40)    # (B, T + 40)
     model = GPT.load("out/best.pt")
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
 Read it from the top: attention, MLP, block, then the GPT that stacks them and writes text. That is all
-of GPT-2. SmallCorpusGPT, after it, adds what a few thousand tweets need; files come last.
+of GPT-2. Then come a faster loss, SmallCorpusGPT, which adds what a few thousand tweets need, and files.
+
+Names are GPT-2's, so that its weights load: wte and wpe embed tokens and positions, h are the blocks, ln
+is a LayerNorm, c_attn makes queries, keys and values, c_fc widens, c_proj leads back to C channels.
 """
 
 import collections
@@ -51,10 +55,10 @@ class GPTConfig:
     output_bias: bool = False  # a bias for each row of the head, started at the log of its frequency
     # what helps on a small corpus; all of it needs the tables that corpus_tables() makes
     compact_vocab: bool = False  # a row for each token seen twice or more, and one shared by all others
-    spelling: int = 0  # vectors for pieces of the tokens' spelling
+    spelling: int = 0  # vectors that pieces of the tokens' spelling share by a hash; 0 for none
     ngram_order: int = 0  # predictions are mixed with those of an n-gram model of this order
     ngram_weight: float = 0.5  # its share of the mixture
-    noise: float = 0.0  # how often training replaces a token that the network reads
+    noise: float = 0.0  # scale of the chance that training replaces a token that the network reads
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -77,7 +81,12 @@ class GPTConfig:
 
 
 class CausalSelfAttention(nn.Module):
-    """Every token looks at itself and the tokens before it, in n_head different ways at once."""
+    """Every token looks at itself and the tokens before it, in n_head different ways at once.
+
+    A head computes softmax(q @ k.T / sqrt(C / n_head)) @ v, in which each token's row holds only those
+    that it may look at (Vaswani et al. 2017, "Attention Is All You Need"). `weights` spells it out;
+    `forward` leaves it to a fused function.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -90,26 +99,8 @@ class CausalSelfAttention(nn.Module):
     def queries_keys_values(self, x):
         """(B, T, C) -> three of (B, n_head, T, C / n_head)."""
         B, T, C = x.shape
-        return self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4).unbind()
-
-    def forward(self, x, mask=None, cache=None, start=0):
-        """(B, T, C) -> (B, T, C).
-
-        mask: what each token may look at, boolean, (B, 1, T, start + T), or None for all before it.
-        cache: keys and values (2, B, n_head, block_size, C / n_head) of the `start` tokens before x,
-        which takes those of x too; without a mask, x is then a single token.
-        """
-        B, T, C = x.shape
-        q, k, v = self.queries_keys_values(x)
-        if cache is not None:
-            cache[0, :, :, start : start + T] = k
-            cache[1, :, :, start : start + T] = v
-            if start > 0:
-                k, v = cache[:, :, :, : start + T]
-        dropout, is_causal = self.dropout if self.training else 0.0, mask is None and start == 0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
-        y = y.transpose(1, 2).reshape(B, T, C)  # the heads' results side by side
-        return self.resid_dropout(self.c_proj(y))
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        return qkv.permute(2, 0, 3, 1, 4).unbind()
 
     def weights(self, x, mask=None):
         """How much each token looks at each: (B, T, C) -> (B, n_head, T, T), rows sum to 1."""
@@ -118,9 +109,34 @@ class CausalSelfAttention(nn.Module):
         allowed = torch.ones_like(scores, dtype=torch.bool).tril() if mask is None else mask
         return scores.masked_fill(~allowed, -math.inf).softmax(-1)
 
+    def forward(self, x, mask=None, cache=None, start=0):
+        """(B, T, C) -> (B, T, C).
+
+        mask: what each token may look at, boolean, (B, 1, T, start + T), or None for all before it.
+        cache: (2, B, n_head, block_size, C / n_head), keys and values of the `start` tokens before x;
+        those of x are written into it. Without a mask, x behind others must be a single token.
+        """
+        B, T, C = x.shape
+        q, k, v = self.queries_keys_values(x)
+        if cache is not None:
+            cache[0, :, :, start : start + T] = k
+            cache[1, :, :, start : start + T] = v
+            if start > 0:
+                k, v = cache[:, :, :, : start + T]
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and start == 0,  # one token behind others may look at all
+        )  # (B, n_head, T, C / n_head)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads' results side by side
+        return self.resid_dropout(self.c_proj(y))
+
 
 class MLP(nn.Module):
-    """What a token makes of what it has gathered, on its own: widen four times, GELU, narrow."""
+    """Each token on its own: widen four times, GELU, narrow."""
 
     def __init__(self, config):
         super().__init__()
@@ -167,7 +183,7 @@ class GPT(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(n_rows)) if config.output_bias else None
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                # GPT-2's: the residual stream is a sum of 2 * n_layer results, so these start smaller
+                # GPT-2's: 2 * n_layer results add up in the residual stream, so they start smaller
                 scale = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
                 nn.init.normal_(parameter, std=0.02 / scale)
             elif name.endswith("bias"):
@@ -197,18 +213,24 @@ class GPT(nn.Module):
 
         The keys and values of the first `start` tokens are in `cache` already, so they are skipped.
         """
-        T = idx.shape[1]
-        if T > self.config.block_size:  # noqa: SIM300
-            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position, mask = torch.arange(T, device=idx.device), None
-        if self.config.separate_tweets:
-            begins = position.where(idx == END_OF_TEXT, 0).cummax(1).values  # where each token's tweet does
-            mask = (position >= begins[..., None]) & (position <= position[:, None])
-            position, mask = position - begins, mask[:, None, start:]  # (B, T), (B, 1, T - start, T)
-        x = self.drop(self._embed(idx[:, start:], embeddings) + self.wpe(position[..., start:]))
+        x, mask = self._enter(idx, embeddings, start)
         for layer, block in enumerate(self.h):
             x = block(x, mask, None if cache is None else cache[layer], start)
         return self.ln_f(x)
+
+    def _enter(self, idx, embeddings, start=0):
+        """What enters the first block, (B, T - start, C), and the mask for attention, or None."""
+        T, block_size = idx.shape[1], self.config.block_size
+        if block_size < T:
+            raise ValueError(f"{T} tokens are more than block_size, {block_size}")
+        position, mask = torch.arange(T, device=idx.device), None  # (T,)
+        if self.config.separate_tweets:
+            # a token's tweet begins at the last <|endoftext|> that is not after it, (B, T)
+            begins = position.where(idx == END_OF_TEXT, 0).cummax(1).values
+            mask = (position >= begins[..., None]) & (position <= position[:, None])  # (B, T looking, T seen)
+            mask = mask[:, None, start:]  # (B, 1, T - start, T): the same for all heads
+            position = position - begins  # (B, T), counted from there
+        return self.drop(self._embed(idx[:, start:], embeddings) + self.wpe(position[..., start:])), mask
 
     def _cross_entropy(self, hidden, head, targets, reduction="mean"):
         """-log p of each target's row of the head: hidden (N, C), targets (N,), of which -1 are ignored."""
@@ -221,7 +243,7 @@ class GPT(nn.Module):
             options=LOSS_OPTIONS,
         )  # fmt: skip
 
-    # the steps that SmallCorpusGPT takes otherwise
+    # the steps that SmallCorpusGPT takes otherwise, and GPT-2 hardly needs: skip them on a first reading
 
     def _vectors(self):
         """What a token is read by, (V, C), and what scores it as the next: the same (tied), and a bias."""
@@ -259,17 +281,12 @@ class GPT(nn.Module):
     @torch.inference_mode()
     def attention_maps(self, idx):
         """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T), rows sum to 1."""
-        seen = []
-        hooks = [
-            block.attn.register_forward_pre_hook(lambda attn, args: seen.append(attn.weights(*args[:2])))
-            for block in self.h
-        ]
-        try:
-            self._hidden(idx, self._vectors()[0])
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.stack(seen)
+        x, mask = self._enter(idx, self._vectors()[0])
+        maps = []
+        for block in self.h:
+            maps.append(block.attn.weights(block.ln_1(x), mask))
+            x = block(x, mask)
+        return torch.stack(maps)
 
     # --- from probabilities to text ---------------------------------------------------------------
 
@@ -295,7 +312,7 @@ class GPT(nn.Module):
         asked, block_size = len(idx), self.config.block_size
         device, size = idx.device, self.config.n_embd // self.config.n_head
         seeds = torch.randint(2**62, (asked,)).tolist() if seeds is None else seeds
-        # Products of fewer than four rows are rounded otherwise than those of more, so that a tweet would
+        # CPUs round the products of fewer than four rows otherwise than those of more, and so a tweet would
         # depend on how many are written at once: always write four, some of them twice.
         rows = [row % asked for row in range(max(asked, 4))]
         B, text = len(rows), idx[rows]  # (B, T), grows
@@ -310,7 +327,7 @@ class GPT(nn.Module):
         ids = self._candidates()  # (n,)
         candidate_of = torch.full((self.config.vocab_size,), len(ids), device=device)  # n: is none
         candidate_of[ids] = torch.arange(len(ids), device=device)
-        window, start = text[:, -block_size:], 0  # what the model looks back on; how much of it was read
+        window, start = text[:, -block_size:], 0  # what it looks back on; how much of it is in the cache
         if bool((window == window[:1]).all()):
             window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
         finished = torch.zeros(B, dtype=torch.bool, device=device)
@@ -318,7 +335,7 @@ class GPT(nn.Module):
             hidden = self._hidden(window, embeddings, cache, start)[:, -1:].expand(B, -1, -1)
             start = window.shape[1]
             scores = self._scores(hidden, head, text)  # (B, n)
-            if step == 0 and stop_token is not None:  # a text that begins is not over
+            if step == 0 and stop_token is not None:  # do not end a text that has not begun
                 scores = scores.masked_fill((ids == stop_token) & (text[:, -1:] == stop_token), -math.inf)
             if repetition_penalty != 1.0:
                 scores = penalized(scores, candidate_of[text], repetition_penalty)
@@ -330,8 +347,10 @@ class GPT(nn.Module):
             if stop_token is not None and bool(finished.all()):
                 return
             text = torch.cat([text, token[:, None]], 1)
-            start = 0 if start == block_size else start  # full: read the newest half anew
-            window = text[:, -(start + 1 if start else max(block_size // 2, 1)) :]
+            if start == block_size:  # full: read the newest half anew
+                start, window = 0, text[:, -max(block_size // 2, 1) :]
+            else:
+                window = text[:, -(start + 1) :]
 
     # --- from and to files ------------------------------------------------------------------------
 
@@ -422,17 +441,20 @@ def choose(logits, luck, temperature, top_k, top_p):
         return order[:, 0]
     probs = ((logits - logits[:, :1]).double() / temperature).softmax(-1)
     cumulative = probs.cumsum(-1)
-    n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)
+    n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)  # the fewest that reach top_p
     reached = cumulative.gather(1, n_allowed - 1)
-    at = torch.searchsorted(cumulative, luck[:, None] * reached, right=True)
+    at = torch.searchsorted(cumulative, luck[:, None] * reached, right=True)  # as often as is likely
     return order.gather(1, at.minimum(n_allowed - 1))[:, 0]
+
+
+# --- a faster loss --------------------------------------------------------------------------------
 
 
 class HalfPrecisionCrossEntropy(torch.autograd.Function):
     """F.linear_cross_entropy with its matrix products in bfloat16 or float16, the rest in float32.
 
-    The gradients are made along with the loss: what a softmax leaves of the logits, less one at the
-    target, is all that they need. Of it, 512 positions are held at a time, or more where the head is small.
+    The gradients are made along with the loss, since that of the logits is softmax(logits), less one at
+    the target. 512 positions of it are held at a time, or more where the head is small.
     """
 
     @staticmethod
@@ -487,13 +509,15 @@ class SmallCorpusGPT(GPT):
     """A GPT with a compact vocabulary, the spelling of tokens, noise and a share for n-grams.
 
     Tokens that the training data holds once or never share one row, "rare". What a singleton's
-    neighbours teach is then what to expect of a token that is new. By Good and Turing, of what is rare
-    in new text 2 * N2 parts occur once in the training data and N1 parts never (Nk: the number of
-    tokens that occur k times there). Inside a part, groups of tokens that look alike are scored by what
-    the network has read (`spelling`), or all are as likely.
+    neighbours teach is then what to expect of a token that is new. Let N1 tokens occur once in the
+    training data and N2 twice. By Good and Turing (Good 1953, "The Population Frequencies of Species"),
+    as much new text holds 2 * N2 of the singletons and N1 tokens that never occurred: rare tokens are
+    (N1 + 2 * N2) / N1 times as frequent there, and 2 * N2 / (N1 + 2 * N2) of them are singletons.
+    Within either part, groups of tokens that look alike are scored by what the network has read
+    (`spelling`), or all tokens are as likely.
 
-    A token's place says what is known of it: below n_kept it has a row of its own, below n_seen the
-    n-grams know it, and the rest never occurred.
+    Inside, a token is known by its place in `id_of_place`: below n_kept it has a row of its own, below
+    n_seen it occurred once, and the rest never occurred.
     """
 
     def __init__(self, config, tables):
@@ -532,7 +556,7 @@ class SmallCorpusGPT(GPT):
         once, twice = float(n_once), float((counts == 2).sum())
         share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
         self.log_once_share, self.log_unseen_share = (math.log(max(x, 1e-9)) for x in (share, 1 - share))
-        # training sees the singletons stand in for unseen tokens, but not the ones that come back
+        # training counts N1 rare tokens, where as much new text holds N1 + 2 * N2
         self.rare_boost = math.log(max(once + 2 * twice, 1.0) / max(once, 1.0))
         group_of, n_groups = self.tables.group_of, len(self.tables.group_features)
         for name, part in (("rare", group_of), ("once", group_of[:n_once]), ("unseen", group_of[n_once:])):
@@ -543,21 +567,21 @@ class SmallCorpusGPT(GPT):
             followers = torch.bincount(pairs // n_symbols, minlength=n_symbols)[: self.n_seen]
             chance = self.config.noise * followers / counts[self.tables.id_of_place[: self.n_seen]]
             keep("noise_chance", F.pad(chance, (0, self.config.vocab_size - self.n_seen)))
-            keep("noise", pairs % n_symbols)
+            keep("noise", pairs % n_symbols)  # one a pair, so a draw favours what follows many others
 
     # from ids to vectors
 
     def _vectors(self):
-        """As above. With spelling, a token's vector is its row and the sum of its pieces'."""
+        """As above. With spelling, a token has the sum of its n pieces' vectors, over sqrt(n), on top."""
         embeddings = rows = self.wte.weight
         if self.spell is not None:
             ends, pieces = self.tables.spelling_ends, self.tables.spelling
-            if self.training:
+            if self.training:  # which reads no others
                 ends, pieces = ends[: self.n_seen + 1], pieces[: self.n_seen_pieces]
             total = F.embedding_bag(pieces, self.spell.weight, ends, mode="sum", include_last_offset=True)
-            spelled = total / ends.diff().sqrt()[:, None]  # (places, C)
-            rare = rows[-1:].expand(len(spelled) - self.n_kept, -1)
-            embeddings = torch.cat([rows[:-1], rare]) + spelled
+            from_pieces = total / ends.diff().sqrt()[:, None]  # (places, C)
+            rare = rows[-1:].expand(len(from_pieces) - self.n_kept, -1)
+            embeddings = torch.cat([rows[:-1], rare]) + from_pieces
         bias = self.head_bias
         if not self.training:
             boost = F.pad(rows.new_zeros(self.n_kept), (0, 1), value=self.rare_boost)
@@ -568,7 +592,7 @@ class SmallCorpusGPT(GPT):
         places = self.tables.place_of_id[idx]
         if self.training and self.config.noise:
             places = self._noised(places)
-        return F.embedding(places.clamp(max=len(embeddings) - 1), embeddings)
+        return F.embedding(places.clamp(max=len(embeddings) - 1), embeddings)  # the last row is "rare"
 
     def _noised(self, places):
         """Replace tokens by others, the more often the less their followers tell, (B, T) -> (B, T).
@@ -663,7 +687,9 @@ class NGrams(nn.Module):
 
     Tokens are numbers below `n`; n itself stands for all that were never seen, and gets what the lowest
     order saved. An n-gram is known by its place in `keys`, a sorted list of (place of all but its last
-    token) * (n + 1) + last token, so all that follows a context stands side by side.
+    token) * (n + 1) + last token, so all that follows a context stands side by side: "a b c" has the
+    key i * (n + 1) + c in keys3, where i is the place of "a b" in keys2. probs3 holds its discounted
+    probability after "a b", and backoff3 at i what is left after "a b" for the order below.
     """
 
     def __init__(self, tables):
@@ -682,7 +708,8 @@ class NGrams(nn.Module):
         for k in range(2, order + 1):
             extended = ending[:-1] * n_symbols + tokens[k - 1 :]
             key, place, count = torch.unique(extended, return_inverse=True, return_counts=True)
-            shorter = torch.zeros_like(key).scatter_(0, place, ending[1:])  # each without its first token
+            # each without its first token; the order below counts those, and not how often they occur
+            shorter = torch.zeros_like(key).scatter_(0, place, ending[1:])
             counts[-1] = torch.bincount(shorter, minlength=len(keys[-1]))
             keys.append(key)
             counts.append(count)
@@ -690,20 +717,20 @@ class NGrams(nn.Module):
         tables = {}
         for k, (key, count) in enumerate(zip(keys, counts, strict=True), 1):
             context, n_contexts = (key // n_symbols, len(keys[k - 2])) if k > 1 else (key * 0, 1)
-            of = [max(float((count == c).sum()), 1.0) for c in range(5)]  # how many n-grams occur c times
-            y = of[1] / (of[1] + 2 * of[2])
-            discounts = [0.0, *(c - (c + 1) * y * of[c + 1] / of[c] for c in (1, 2, 3))]
+            n_with = [max(float((count == c).sum()), 1.0) for c in range(5)]  # n-grams that occur c times
+            y = n_with[1] / (n_with[1] + 2 * n_with[2])
+            discounts = [0.0, *(c - (c + 1) * y * n_with[c + 1] / n_with[c] for c in (1, 2, 3))]
             saved = torch.tensor(discounts).clamp(min=0.1)[count.clamp(max=3)] * (count > 0)
             total = torch.bincount(context, count, n_contexts)
             backoff = torch.bincount(context, saved, n_contexts) / total
             tables[f"keys{k}"] = key
             tables[f"probs{k}"] = ((count - saved) / total[context]).float()
             tables[f"backoff{k}"] = backoff.where(total > 0, 1.0).float()
-        tables["probs1"][n] = tables["backoff1"][0]
+        tables["probs1"][n] = tables["backoff1"][0]  # what was never seen
         return tables
 
     def contexts(self, tokens):
-        """The places of the 1-gram, 2-gram, … that end at each token, -1 if it never occurred, (B, T)."""
+        """The places of the 1-gram up to the (order - 1)-gram that end at each token, or -1: (B, T) each."""
         found = [tokens]
         for k in range(2, self.order):
             before = F.pad(found[-1][:, :-1], (1, 0), value=-1)
@@ -718,6 +745,7 @@ class NGrams(nn.Module):
             weight = self.get_buffer(f"backoff{k}")[context].where(context >= 0, 1.0)
             if targets is None:
                 probs = probs * weight[..., None]
+                # all that follows a context is in keys[first : first + count]; add it to the context's row
                 first = torch.searchsorted(keys, context.flatten() * self.n_symbols)
                 count = torch.searchsorted(keys, (context.flatten() + 1) * self.n_symbols) - first
                 position = torch.arange(len(count), device=keys.device).repeat_interleave(count)
@@ -790,8 +818,8 @@ def rare_groups(texts, ids, counts):
     """Group the tokens with a count below 2 that look alike, so that one score serves a group.
 
     A group shares looks, GPT-2's merge rank (what is frequent in English is low), how often the word
-    occurs in other forms, and length. Returns the group of each rare token, in order, and the one-hot
-    features of each group.
+    occurs in other forms, and length. Returns the group of each rare token, in order, and the features of
+    each group: one-hot, and the rank once more for each kind of looks.
     """
     forms = collections.Counter()
     for text, count in zip(texts, counts, strict=True):

@@ -48,7 +48,7 @@ class Settings:
     out_dir: str = setting("out", "the folder with best.pt; samples.txt is kept there")
     init_from: str = setting("", "write with this GPT-2 (a name or path, as in train.py) instead of best.pt")
     export: str = setting("", "write the model to this new folder, for Hugging Face's transformers, and end")
-    device: str = setting("cpu", "cpu, cuda, mps, …")
+    device: str = setting("cpu", "cpu, cuda, …")
 
 
 if __name__ == "__main__":  # here, so that a typing mistake is answered before torch is imported
@@ -78,13 +78,13 @@ def main(settings):
     writer = Writer(settings, model)
     prompts = sys.stdin if settings.interactive else [settings.start]
     for start in prompts:
-        with_novelty = []
+        with_novelty, tweet = [], ""
         for tweet, novelty, source in writer.write(read_prompt(start)):
             with_novelty.append(tweet if novelty is None else f"{novelty:4.0%} new  {tweet}")
             show(with_novelty[-1] + (f"\n          stands in: {source}" if source else ""))
         keep(with_novelty, start, settings, out_dir / "samples.txt")
         if settings.attention:
-            text = encode(writer.tokenizer, read_prompt(start)) or encode(writer.tokenizer, tweet)
+            text = encode(writer.tokenizer, read_prompt(start) or tweet)
             plot_attention(writer.model, writer.tokenizer, [END_OF_TEXT, *text], out_dir / "attention.png")
             print(f"drawn: {out_dir}/attention.png", file=sys.stderr)
 
@@ -118,11 +118,13 @@ class Writer:
 
     def __init__(self, settings, model):
         self.settings, self.model, self.tokenizer = settings, model, load_tokenizer()
-        folder = model.notes.get("data_dir")
-        processed = pathlib.Path(str(folder)) / "processed.txt"
-        self.known = TrainingTweets.read(processed) if folder and processed.is_file() else None
+        data_dir, self.known = model.notes.get("data_dir"), None
+        why = "this model's training tweets are not known"
+        if data_dir:
+            processed = pathlib.Path(str(data_dir)) / "processed.txt"
+            why = f"{processed} is gone"
+            self.known = TrainingTweets.read(processed) if processed.is_file() else None
         if self.known is None:
-            why = f"{processed} is gone" if folder else "this model's training tweets are not known"
             if settings.min_novelty:
                 raise UserError(f"min_novelty: {why}, so novelty cannot be told; set it to 0")
             print(f"{why}, so the novelty of the tweets is not told", file=sys.stderr)
@@ -146,7 +148,11 @@ class Writer:
         if rejected:
             print(f"{rejected} tweets were less new than {self.settings.min_novelty:.0%}", file=sys.stderr)
         if wanted:
-            print(f"gave up on {wanted} tweets; lower min_novelty or raise temperature", file=sys.stderr)
+            total = self.settings.num_samples
+            print(
+                f"gave up on {wanted} of {total} tweets; lower min_novelty or raise temperature",
+                file=sys.stderr,
+            )
 
     def draw(self, start, seeds):
         """One tweet a seed, each beginning with `start` and ending where the model ends it."""

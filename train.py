@@ -34,7 +34,9 @@ class Settings:
     data_dir: str = setting("data", "the folder with train.bin, val.bin and meta.json", group="files")
     out_dir: str = setting("out", "the folder for checkpoints, loss.csv and loss.png")
     init_from: str = setting(
-        "scratch", "scratch; resume, to go on from out_dir/last.pt; gpt2, gpt2-medium, -large, -xl; or a path"
+        "scratch",
+        "scratch; resume, to go on from out_dir/last.pt; or gpt2, gpt2-medium, -large, -xl or the path of "
+        "one, which brings its own n_layer, n_head, n_embd, bias and gelu",
     )
 
     block_size: int = setting(64, "tokens a window", within="[2, inf)", group="the model")
@@ -44,18 +46,22 @@ class Settings:
     dropout: float = setting(0.2, "share of the activations zeroed in training", within="[0, 1)")
     bias: bool = setting(True, "biases in Linear and LayerNorm, as GPT-2 has them")
     gelu: str = setting("exact", "form of GELU; GPT-2's weights need tanh", choices=("exact", "tanh"))
-    separate_tweets: bool = setting(False, "a tweet does not see the one before it")
+    separate_tweets: bool = setting(False, "a tweet does not see those before it")
     output_bias: bool = setting(False, "a bias for each token, started at the log of its frequency")
-    compact_vocab: bool = setting(False, "a row a token seen twice or more, one shared by all others")
-    spelling: int = setting(0, "vectors for pieces of the tokens' spelling; 0 for none", within="[0, inf)")
+    compact_vocab: bool = setting(False, "one row for each token seen twice or more, one for all others")
+    spelling: int = setting(
+        0, "vectors that pieces of spelling share by a hash; 0 for none", within="[0, inf)"
+    )
     ngram_order: int = setting(0, "order of the n-gram model to mix in; 0 for none", within="[0, inf)")
     ngram_weight: float = setting(0.5, "its share of the mixture", within="(0, 1)")
-    noise: float = setting(0.0, "how often training replaces a token that is read", within="[0, 1)")
+    noise: float = setting(0.0, "scale of the chance that training replaces a token", within="[0, 1)")
 
     batch_size: int = setting(
-        32, "windows a step, shared by all processes", within="[1, inf)", group="training"
+        32, "windows a batch, shared by all processes", within="[1, inf)", group="training"
     )
-    gradient_accumulation_steps: int = setting(1, "steps whose gradients are summed", within="[1, inf)")
+    gradient_accumulation_steps: int = setting(
+        1, "batches whose mean gradient makes a step", within="[1, inf)"
+    )
     max_iters: int = setting(2000, "iterations in all", within="[1, inf)")
     learning_rate: float = setting(1e-3, "AdamW's, after the warm-up", within="(0, inf)")
     min_lr: float = setting(1e-4, "the learning rate at max_iters, reached along a cosine", within="[0, inf)")
@@ -71,7 +77,7 @@ class Settings:
         0, "iterations between writing last.pt; 0 for every evaluation", within="[0, inf)"
     )
 
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps, …", group="the machine")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, …", group="the machine")
     dtype: str = setting(
         "auto",
         "of the matrix products; auto takes what is fast",
@@ -231,7 +237,7 @@ class Run:
         every, last = self.settings.checkpoint_interval, self.iteration == self.settings.max_iters
         if not (now or last or (self.iteration % every == 0 if every else self.is_evaluated())):
             return
-        self.train_loss()  # weights that are lost overwrite nothing
+        self.train_loss()  # raises where the weights are lost, before they overwrite good ones
         state = {
             "settings": dataclasses.asdict(self.settings),
             "data": self.data,
@@ -291,9 +297,9 @@ class Run:
 def make_model(settings, counts, train_data):
     """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
     if settings.init_from != "scratch":
-        for name in ("compact_vocab", "output_bias"):
-            if getattr(settings, name):
-                raise UserError(f"{name}: GPT-2's weights know no such thing; set it to False")
+        for name in ("compact_vocab", "output_bias", "spelling", "ngram_order", "noise"):
+            if value := getattr(settings, name):
+                raise UserError(f"{name}: GPT-2's weights know no such thing; set it to {type(value)(0)}")
         changes = {name: getattr(settings, name) for name in ("block_size", "dropout", "separate_tweets")}
         return GPT.from_pretrained(settings.init_from, **changes)
     shape = [f.name for f in dataclasses.fields(GPTConfig) if hasattr(settings, f.name)]
@@ -374,7 +380,7 @@ def summed(number):
 
 
 def agreed(signals, iteration, settings, device):
-    """The signal to stop for, or 0. Several processes ask each other, but only where a line is printed."""
+    """The signal to stop for, or 0. Several processes ask each other, every log_interval iterations."""
     mine = signals[0] if signals else 0
     if world_size() == 1 or iteration % settings.log_interval:
         return mine if world_size() == 1 else 0
@@ -384,7 +390,7 @@ def agreed(signals, iteration, settings, device):
 
 
 def choose_dtype(device):
-    """What the device multiplies fast: a CPU without instructions for bfloat16 takes 400 times as long."""
+    """What the device multiplies fast. A CPU without instructions for bfloat16 needs far longer for it."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -455,7 +461,7 @@ def get_batch(data, settings, step, device):
 
 
 def make_optimizer(model, settings):
-    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices only: not on biases and gains."""
+    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices, not on biases and LayerNorms."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
@@ -476,7 +482,7 @@ def learning_rate_at(iteration, settings):
 def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
     """One iteration: the gradient of one global batch, clipped, and a step of AdamW. Returns the loss."""
     model.train()
-    # anew for each step, so that a resumed run needs no state of the random numbers
+    # dropout and noise are seeded anew for each step, so that a resumed run needs no state of them
     seed = np.random.SeedSequence((settings.seed, iteration, rank())).generate_state(1)
     torch.manual_seed(int(seed[0]))
     for group in optimizer.param_groups:
@@ -504,13 +510,14 @@ def evaluate(model, data, n_bytes, batch_size=512):
     """(val loss in nats a token, bits per byte) over all of `data`, in float32 and without dropout.
 
     Every token but the first is scored once: windows move on by half a block, and each but the first
-    scores its newer half, so that (past the start) every token has half a block of context or more.
-    Several processes share the windows.
+    scores its newer half, so that (past the start) every token has half a block of context or more,
+    of which `separate_tweets` hides other tweets. Several processes share the windows.
     """
     model.eval()
     block_size, device = model.config.block_size, next(model.parameters()).device
     n_targets, step, offsets = len(data) - 1, max(block_size // 2, 1), np.arange(block_size)
-    starts = np.arange(0, max(n_targets - block_size, 0) + step, step)[rank() :: world_size(), None]
+    starts = np.arange(0, max(n_targets - block_size, 0) + step, step)[:, None]  # (windows, 1)
+    starts = starts[rank() :: world_size()]
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for start in np.split(starts, range(batch_size, len(starts), batch_size)):
         places = start + offsets  # (batch_size, block_size)
@@ -518,7 +525,7 @@ def evaluate(model, data, n_bytes, batch_size=512):
         tokens = checked(data[np.minimum(start + np.arange(block_size + 1), n_targets)], "val")
         targets = tokens[:, 1:].where(torch.from_numpy(scored), -1)
         _, loss = model(tokens[:, :-1].to(device), targets.to(device))
-        if scored.any():
+        if scored.any():  # the mean of none is NaN
             total += loss * int(scored.sum())
     total = summed(total)
     return total / n_targets, total / math.log(2) / n_bytes
@@ -535,7 +542,7 @@ def describe(run, device, dtype, train_data, val_data):
     print(
         f"device {device}, dtype {dtype}{', compiled' if settings.compile else ''}"
         f"{f', {world_size()} processes' if world_size() > 1 else ''}; {shape.n_layer} layers, "
-        f"{shape.n_head} heads, {shape.n_embd} channels, blocks of {shape.block_size} tokens; "
+        f"{shape.n_head} heads, {shape.n_embd} channels, windows of {shape.block_size} tokens; "
         f"{parameters:,} parameters, {run.model.wte.num_embeddings:,} rows in the vocabulary\n"
         f"{len(train_data):,} training tokens, {len(val_data):,} held-out; {tokens:,} tokens an iteration, "
         f"{settings.max_iters:,} iterations: {settings.max_iters * tokens / len(train_data):.1f} epochs",
@@ -591,7 +598,7 @@ class Progress:
 
     def report(self):
         row, is_best = self.run.history[-1], self.run.best["iter"] == self.run.iteration
-        train_loss = f"{row['train_loss']:.4f}" if row["tokens_per_second"] else "  -   "
+        train_loss = "  -   " if math.isnan(row["train_loss"]) else f"{row['train_loss']:.4f}"
         self.bar.write(
             f"iter {row['iter']:6,}  epoch {row['epoch']:.1f}  train loss {train_loss}  "
             f"val loss {row['val_loss']:.4f}  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}  "

@@ -1,22 +1,23 @@
 # The reference run: Elon Musk's tweets (Kaggle's gpreda/elon-musk-tweets), from scratch, in minutes on a CPU.
-n_layer = 2  # more layers only memorise 55,000 tokens sooner
+# Figures are bits per byte on a development part of the training tweets (tests/search.py), one seed each.
+n_layer = 2  # 1 is 0.003 bits per byte worse; 4 are 0.003 better and take 1.6 times as long
 n_head = 4
-n_embd = 128  # 192 and 256 are no better
+n_embd = 128  # 192 is equal and takes 1.5 times as long
 block_size = 64
 dropout = 0.2
 separate_tweets = True  # the tweet before tells nothing, and distracts
 output_bias = True  # start from the tokens' frequencies instead of learning them
-compact_vocab = True  # 84 % of GPT-2's tokens never occur here
-spelling = 8192  # "Rocket", " rockets" and " rocket" share what they learn
+compact_vocab = True  # 85 % of GPT-2's tokens never occur here
+spelling = 8192  # vectors for groups of letters: "Rocket", " rockets" and " rocket" share what they learn
 ngram_order = 5
-ngram_weight = 0.4  # 0.3 and 0.5 are 0.001 worse
-noise = 0.5  # the strongest regulariser; 0.35 overfits, 0.7 drowns the text
+ngram_weight = 0.4  # 0.3 is equal, 0.5 is 0.003 worse
+noise = 0.5  # the strongest regulariser; 0.3 is 0.003 better at its best and overfits, 0.7 is 0.02 worse
 batch_size = 32
 max_iters = 1200  # 45 epochs
 eval_interval = 100
 learning_rate = 3e-3
 min_lr = 3e-4
 warmup_iters = 20
-weight_decay = 4.0  # of matrices; 3 is equal, 8 worse
+weight_decay = 4.0  # of matrices; 2 and 8 are 0.004 worse
 beta2 = 0.95
-average_decay = 0.99  # evaluates the mean of the last hundred iterations' weights
+average_decay = 0.99  # evaluates a mean of the weights over some hundred iterations

@@ -69,7 +69,7 @@ def tuned(peers, prepared, command, tmp_path_factory):
     flags = [*TINY, f"--data_dir={prepared.folder}", f"--out_dir={folder}"]
     done = command("train.py", "config/finetune.py", *flags, f"--init_from={peers['wide'][1] / 'safe'}")
     assert done.code == 0, done.err
-    assert "1 layers, 2 heads, 128 channels, blocks of 8 tokens" in done.out
+    assert "1 layers, 2 heads, 128 channels, windows of 8 tokens" in done.out
     return folder, flags
 
 
@@ -87,7 +87,18 @@ def test_training_starts_from_the_weights_and_can_be_resumed(peers, tuned, comma
     assert read_losses(tmp_path / "out")[-1]["iter"] == 6
 
 
-@pytest.mark.parametrize("flag", ["--compact_vocab", "--output_bias", "--block_size=64", "--init_from=gone"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--compact_vocab",
+        "--output_bias",
+        "--spelling=8",
+        "--ngram_order=3",
+        "--noise=0.1",
+        "--block_size=64",
+        "--init_from=gone",
+    ],
+)
 def test_what_gpt2_cannot_be_is_refused(peers, prepared, command, the_error, tmp_path, flag):
     flags = [*TINY, f"--init_from={peers['wide'][1] / 'safe'}", f"--data_dir={prepared.folder}"]
     done = command("train.py", *flags, flag, f"--out_dir={tmp_path / 'out'}")

@@ -235,12 +235,19 @@ def test_tweets_that_are_not_new_are_drawn_again_and_then_given_up(sample, monke
     assert copied.code == 0
     kept = tweets_in(copied.out)
     if len(kept) < 3:
-        assert "less new than 100%" in copied.err and f"gave up on {3 - len(kept)} tweets" in copied.err
+        assert "less new than 100%" in copied.err and f"gave up on {3 - len(kept)} of 3 tweets" in copied.err
     assert all("100% new" in line for line in copied.out.splitlines())
     free = sample("--min_novelty=0.5")
     assert free.code == 0
     shares = [int(re.match(r" *(\d+)% new", line)[1]) for line in free.out.splitlines() if "% new" in line]
     assert shares and min(shares) >= 50
+
+
+def test_attention_is_drawn_also_where_no_tweet_is_left(sample):
+    done = sample(
+        "--temperature=0", "--num_samples=1", "--max_new_tokens=1", "--min_novelty=1", "--attention"
+    )
+    assert done.code == 0 and "attention.png" in done.err
 
 
 @pytest.mark.parametrize("count", [1, 3, 10])
