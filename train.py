@@ -129,23 +129,25 @@ def train(settings, device):
     model = torch.compile(model) if settings.compile else model
     progress = Progress(run, len(train_data))
     with stop_signals() as signals:
-        for iteration in range(run.iteration, settings.max_iters + 1):
+        while True:
             if is_due := run.is_due():
                 progress.stop_clock()
-                run.record(progress.row(*evaluate(run.averaged, val_data, meta["val_bytes"])))
-            run.save()
+                val_loss, bits_per_byte = evaluate(run.averaged, val_data, meta["val_bytes"])
+                run.record(progress.row(val_loss, bits_per_byte))
+            run.save_if_due()
             if is_due:
                 progress.report()
-            elif iteration % settings.log_interval == 0:
+            elif run.iteration % settings.log_interval == 0:
                 progress.log()
-            signal_number = agreed(signals, iteration, settings, device)
-            if signal_number or iteration == settings.max_iters:
+            signal_number = agreed(signals, run.iteration, settings, device)
+            if signal_number or run.iteration == settings.max_iters:
                 break
-            run.add(train_step(model, run.optimizer, run.scaler, train_data, iteration, settings, dtype))
+            loss = train_step(model, run.optimizer, run.scaler, train_data, run.iteration, settings, dtype)
+            run.count_step(loss)
             progress.bar.update()
     progress.bar.close()
     if signal_number:
-        run.save(now=True)
+        run.save()
         print(f"stopped at iteration {run.iteration:,}; go on with the same command and --init_from=resume")
         raise SystemExit(128 + signal_number)
     best, where = run.best, "" if settings.out_dir == "out" else f" --out_dir={settings.out_dir}"
@@ -181,8 +183,8 @@ class Run:
         if saved:
             self.restore(saved)
 
-    def add(self, loss):
-        """Count a step that ended with `loss`."""
+    def count_step(self, loss):
+        """A step was taken, from weights that had this `loss`: count it, and go on with the mean."""
         self.iteration += 1
         self.losses.append(loss)
         if self.averaged is not self.model:
@@ -232,11 +234,13 @@ class Run:
     def notes(self):
         return {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
 
-    def save(self, now=False):
-        """Write last.pt if it is time, or `now`."""
+    def save_if_due(self):
         every, last = self.settings.checkpoint_interval, self.iteration == self.settings.max_iters
-        if not (now or last or (self.iteration % every == 0 if every else self.is_evaluated())):
-            return
+        if last or (self.iteration % every == 0 if every else self.is_evaluated()):
+            self.save()
+
+    def save(self):
+        """Write last.pt."""
         self.train_loss()  # raises where the weights are lost, before they overwrite good ones
         state = {
             "settings": dataclasses.asdict(self.settings),
@@ -292,6 +296,11 @@ class Run:
             raise UserError(
                 f"{self.out_dir}/last.pt is damaged and cannot be resumed ({why}); start anew"
             ) from None
+        if self.iteration > self.settings.max_iters:
+            raise UserError(
+                f"max_iters: {self.settings.max_iters:,} is less than the {self.iteration:,} iterations that "
+                f"{self.out_dir}/last.pt has behind it; raise it, or start anew"
+            )
 
 
 def make_model(settings, counts, train_data):

@@ -344,12 +344,13 @@ def test_a_finished_run_has_nothing_to_resume(finished, train, read_losses):
     [
         (["--n_embd=32"], None, ["n_embd", "16", "32"]),
         (["--seed=2", "--batch_size=8"], None, ["seed", "1337", "batch_size", "4"]),
+        (["--max_iters=2"], None, ["max_iters", "2", "8"]),
         ([], lambda out: (out / "last.pt").unlink(), ["last.pt", "train.py"]),
         ([], lambda out: (out / "best.pt").replace(out / "last.pt"), ["last.pt", "weights only"]),
         ([], lambda out: (out / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000]), ["last.pt"]),
         ([], lambda out: (out / "last.pt").write_text("hello world"), ["last.pt"]),
     ],
-    ids=["another width", "another seed", "missing", "weights only", "cut off", "text"],
+    ids=["another width", "another seed", "fewer iterations", "missing", "weights only", "cut off", "text"],
 )
 def test_what_cannot_be_resumed_is_told_and_left_as_it_is(
     finished, train, the_error, snapshot, flags, harm, words
