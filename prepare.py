@@ -577,4 +577,4 @@ def summary(meta, unseen, data_dir):
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        main(load_settings(Settings, sys.argv[1:], example="python prepare.py --input=mine.csv"))
+        main(load_settings(Settings, sys.argv[1:]))

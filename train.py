@@ -88,7 +88,7 @@ class Settings:
 
 
 if __name__ == "__main__":  # here, so that a typing mistake is answered before torch is imported
-    settings = load_settings(Settings, sys.argv[1:], example="python train.py config/elon.py --batch_size=32")
+    settings = load_settings(Settings, sys.argv[1:])
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -4,7 +4,7 @@
     class Settings:
         batch_size: int = setting(32, "windows an iteration", within="[1, inf)", group="training")
 
-    settings = load_settings(Settings, sys.argv[1:], example="python train.py --batch_size=64")
+    settings = load_settings(Settings, sys.argv[1:])
 
 Flags beat the preset, and the preset beats the defaults. A preset is a Python file of plain
 assignments. It is run, so use only presets that you trust. Beside the settings, this file holds
@@ -15,13 +15,14 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
+import itertools
 import os
 import pathlib
 import runpy
 import sys
 import traceback
 import types
-import typing
 import unicodedata
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -94,24 +95,23 @@ def printable(text):
 def setting(default, help, *, within=None, choices=None, group=None):
     """A dataclass field that carries its help text and the values that it allows.
 
-    `within` is an interval such as "[0, 1)"; `group` opens a section of --help that lasts until
-    the next field that names one. A tuple as the default makes a flag that may be repeated.
+    The type is that of `default`; a tuple makes a flag that may be repeated. `within` is an interval
+    such as "[0, 1)"; `group` opens a section of --help that lasts until the next field that names one.
     """
     return dataclasses.field(
         default=default, metadata={"help": help, "within": within, "choices": choices, "group": group}
     )
 
 
-def load_settings(cls, argv, example):
+def load_settings(cls, argv):
     """Make one `cls` from the preset named in `argv`, if any, and its --key=value flags.
 
     Unknown keys, wrong types and values out of range end the program with one line on stderr and
     exit status 2, before anything slow has been imported.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    kinds = {key: _kinds(hint) for key, hint in typing.get_type_hints(cls).items()}
     with errors_in_one_line():
-        flags, unknown = _parser(cls, example).parse_known_args(_with_values(argv, kinds))
+        flags, unknown = _parser(cls).parse_known_args(_with_values(argv, fields))
         flags = vars(flags)
         if unknown and not unknown[0].startswith("-"):
             raise UserError(f"{unknown[0]!r} is one preset too many; name one, and flags as --key=value")
@@ -119,40 +119,32 @@ def load_settings(cls, argv, example):
             raise UserError(_unknown(unknown[0].split("=")[0].lstrip("-"), fields))
         preset = flags.pop("preset")
         values = _read_preset(preset, fields) if preset else {}
-        values |= {key: _parse(key, text, kinds[key]) for key, text in flags.items()}
-        return cls(**{key: _checked(fields[key], value, kinds[key]) for key, value in values.items()})
+        values |= {key: _parsed(fields[key], text) for key, text in flags.items()}
+        return cls(**{key: _checked(fields[key], value) for key, value in values.items()})
 
 
-def _kinds(hint):
-    """The types that a hint allows: (int, NoneType) for `int | None`, (tuple,) for `tuple[str, ...]`."""
-    if isinstance(hint, types.UnionType):
-        return typing.get_args(hint)
-    return (typing.get_origin(hint) or hint,)
-
-
-def _parser(cls, example):
+def _parser(cls):
     parser = argparse.ArgumentParser(
-        description=(sys.modules[cls.__module__].__doc__ or "").split("\n")[0],
-        epilog=f"example: {example}",
+        description=sys.modules[cls.__module__].__doc__,
+        epilog="Each setting is shown with its default and, where it is bounded, the values that it takes.",
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=34),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         usage="%(prog)s [preset.py] [--setting=value …]",
     )
     parser.error = _raise_user_error
-    parser.add_argument("preset", nargs="?", default=None, help="a file of settings, such as config/elon.py")
+    parser.add_argument("preset", nargs="?", default=None, help="a Python file of settings: key = value")
     group = parser
     for field in dataclasses.fields(cls):
         info = field.metadata
         if info["group"]:
             group = parser.add_argument_group(info["group"])
-        allowed = "one of " + ", ".join(info["choices"]) if info["choices"] else f"in {info['within']}"
-        notes = [allowed] if info["choices"] or info["within"] else []
-        notes += [f"default {field.default}"] if field.default not in ("", ()) else []
+        allowed = "{" + ", ".join(info["choices"]) + "}" if info["choices"] else info["within"]
         group.add_argument(
             f"--{field.name}",
             action="append" if isinstance(field.default, tuple) else "store",
-            metavar="…",
-            help=(info["help"] + (f" ({'; '.join(notes)})" if notes else "")).replace("%", "%%"),
+            metavar="…" if field.default in ("", ()) else str(field.default),
+            help=(info["help"] + (f" {allowed}" if allowed else "")).replace("%", "%%"),
         )
     return parser
 
@@ -161,12 +153,11 @@ def _raise_user_error(message):
     raise UserError(message)
 
 
-def _with_values(argv, kinds):
+def _with_values(argv, fields):
     """Read a lone `--compile` as `--compile=True`, whatever stands behind it."""
-    return [
-        f"{arg}=True" if kinds.get(arg[2:]) == (bool,) and after.lower() not in BOOLEANS else arg
-        for arg, after in zip(argv, [*argv[1:], ""], strict=False)
-    ]
+    lone = {f"--{name}" for name, field in fields.items() if isinstance(field.default, bool)}
+    pairs = itertools.pairwise([*argv, ""])
+    return [f"{arg}=True" if arg in lone and after.lower() not in BOOLEANS else arg for arg, after in pairs]
 
 
 def _read_preset(path, fields):
@@ -179,11 +170,8 @@ def _read_preset(path, fields):
         lines = [frame.lineno for frame in frames if frame.filename == path]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
         raise UserError(f"preset {path}, line {line}: {type(error).__name__}: {error}") from None
-    values = {
-        key: value
-        for key, value in found.items()
-        if not (key.startswith("_") or callable(value) or isinstance(value, types.ModuleType))
-    }
+    found = {key: value for key, value in found.items() if not key.startswith("_")}
+    values = {k: v for k, v in found.items() if not (callable(v) or isinstance(v, types.ModuleType))}
     for key in values.keys() - fields.keys():
         raise UserError(f"preset {path}: {_unknown(key, fields)}")
     return values
@@ -195,30 +183,25 @@ def _unknown(key, fields):
     return f"unknown setting {key!r}; {hint}"
 
 
-def _parse(key, text, kinds):
-    """The value that the flag `--key=text` means."""
-    if isinstance(text, list):
-        return tuple(text)
-    if type(None) in kinds and text.lower() == "none":
-        return None
+def _parsed(field, text):
+    """The value that the flag `--key=text` means; of a flag that may be repeated, text is a list."""
+    kind = type(field.default)
     try:
-        return BOOLEANS[text.lower()] if kinds[0] is bool else kinds[0](text)
+        return BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
-        raise UserError(f"{key}: {text!r} is not {TYPE_NAMES[kinds[0]]}") from None
+        raise UserError(f"{field.name}: {text!r} is not {TYPE_NAMES[kind]}") from None
 
 
-def _checked(field, value, kinds):
-    """`value`, if its type and range are the field's; whole numbers pass as floats."""
-    if type(value) is int and float in kinds:
-        value = float(value)
-    if tuple in kinds and isinstance(value, list):
-        value = tuple(value)
-    if type(value) not in kinds or (tuple in kinds and not all(isinstance(part, str) for part in value)):
-        raise UserError(f"{field.name}: {value!r} is not {TYPE_NAMES[kinds[0]]}")
-    choices, within = field.metadata["choices"], field.metadata["within"]
+def _checked(field, value):
+    """`value`, if its type and range are the field's; whole numbers pass as floats, lists as tuples."""
+    kind, choices, within = type(field.default), field.metadata["choices"], field.metadata["within"]
+    if (type(value), kind) in ((int, float), (list, tuple)):
+        value = kind(value)
+    if type(value) is not kind or (kind is tuple and not all(isinstance(part, str) for part in value)):
+        raise UserError(f"{field.name}: {value!r} is not {TYPE_NAMES[kind]}")
     if choices and value not in choices:
         raise UserError(f"{field.name}: {value!r} is not one of {', '.join(choices)}")
-    if within and value is not None:
+    if within:
         low, high = (float(end) for end in within[1:-1].split(","))
         above = value >= low if within[0] == "[" else value > low
         below = value <= high if within[-1] == "]" else value < high

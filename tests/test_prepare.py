@@ -250,7 +250,7 @@ def test_the_next_command_that_it_names_reads_what_it_wrote(prepared, monkeypatc
     words = shlex.split(prepared.out.splitlines()[-1])
     assert words[:3] == ["next", "python", "train.py"]
     monkeypatch.chdir(repo)
-    settings = load_settings(train.Settings, words[3:], example="")
+    settings = load_settings(train.Settings, words[3:])
     assert settings.data_dir == str(prepared.folder)
 
 
