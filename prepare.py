@@ -13,7 +13,7 @@ end) and meta.json (what was done).
 import codecs
 import collections
 import concurrent.futures
-import contextlib
+import functools
 import glob
 import gzip
 import hashlib
@@ -27,6 +27,7 @@ import pathlib
 import re
 import struct
 import sys
+import tempfile
 import threading
 import urllib.request
 import zipfile
@@ -100,17 +101,19 @@ def main(settings):
         return
 
     tokenizer, dropped = load_tokenizer(), collections.Counter()
-    with contextlib.ExitStack() as files:
-        processed = files.enter_context(written_whole(data_dir / "processed.txt"))
-        train, val = (
-            Split(files.enter_context(written_whole(data_dir / f"{name}.bin", "wb")), tokenizer)
-            for name in ("train", "val")
-        )
+    with (
+        written_whole(data_dir / "processed.txt") as processed,
+        written_whole(data_dir / "train.bin", "wb") as train_bin,
+        written_whole(data_dir / "val.bin", "wb") as val_bin,
+    ):
+        train, val = Split(train_bin, tokenizer), Split(val_bin, tokenizer)
         for tweets in clean_tweets(paths, settings, dropped):
             processed.writelines(tweet + "\n" for tweet in tweets)
-            is_val = [held_out(tweet) for tweet in tweets]
-            train.add([tweet for tweet, its_val in zip(tweets, is_val, strict=True) if not its_val])
-            val.add(list(itertools.compress(tweets, is_val)))
+            parts = {False: [], True: []}
+            for tweet in tweets:
+                parts[held_out(tweet)].append(tweet)
+            train.add(parts[False])
+            val.add(parts[True])
         kept = train.n_tweets + val.n_tweets
         rows = kept + dropped.total()
         if not kept:
@@ -120,22 +123,14 @@ def main(settings):
         if not (train.n_tweets and val.n_tweets):
             counts = f"{train.n_tweets} for train, {val.n_tweets} for val"
             raise UserError(f"too few tweets for both splits ({counts}); a few hundred are a good start")
-        meta = {
-            "sources": [{"name": path.name, "sha256": sha256(path)} for path in paths],
-            **{
-                name: getattr(settings, name)
-                for name in ("text_column", "user", "mentions", "urls", "min_chars")
-            },
-            "tokenizer": "gpt2",
-            "leading_space": True,
-            "rows": rows,
-            "dropped": dict(dropped),
-            "tweets": kept,
-        }
-        for name, split in (("train", train), ("val", val)):
-            meta |= {f"{name}_{what}": number for what, number in split.finish().items()}
-        seen = np.flatnonzero(train.counts)
-        meta["train_token_counts"] = {str(i): int(train.counts[i]) for i in seen}
+        options = ("text_column", "user", "mentions", "urls", "min_chars")
+        meta = {"sources": [{"name": path.name, "sha256": sha256(path)} for path in paths]}
+        meta |= {name: getattr(settings, name) for name in options}
+        meta |= {"tokenizer": "gpt2", "leading_space": True}
+        meta |= {"rows": rows, "dropped": dict(dropped), "tweets": kept}
+        meta |= {f"train_{what}": number for what, number in train.finish().items()}
+        meta |= {f"val_{what}": number for what, number in val.finish().items()}
+        meta["train_token_counts"] = {str(i): int(train.counts[i]) for i in np.flatnonzero(train.counts)}
     with written_whole(data_dir / "meta.json") as file:
         json.dump(meta, file, indent=1)
         file.write("\n")
@@ -191,44 +186,35 @@ def find_tweets(data_dir, url):
 def download(url, path):
     """Fetch the zip at `url` and keep the CSV in it as `path`; return what went wrong, or None.
 
-    The work is done in a thread that is left behind after DOWNLOAD_SECONDS, because neither the
-    look-up of a name nor a server that sends a byte a second minds a socket's time-out.
+    A thread fetches it and is left behind after DOWNLOAD_SECONDS, because neither the look-up of a
+    name nor a server that sends a byte a second minds a socket's time-out.
     """
-    outcome = [f"no answer within {DOWNLOAD_SECONDS} s", None]
+    outcome = [f"no answer within {DOWNLOAD_SECONDS} s", b""]
 
     def fetch():
         try:
             with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:
-                packed = response.read(DOWNLOAD_BYTES)
-            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-                names = [name for name in archive.namelist() if name.lower().endswith(".csv")]
-                if not names:
-                    raise ValueError("the zip holds no CSV")
-                with archive.open(names[0]) as member:
-                    unpacked = member.read(DOWNLOAD_BYTES + 1)
-            if len(unpacked) > DOWNLOAD_BYTES:
-                raise ValueError(f"the CSV has more than {DOWNLOAD_BYTES // 1_000_000} MB")
-            outcome[:] = None, unpacked
-        except Exception as error:  # a network and a stranger's zip can fail in any way; none is fatal
+                outcome[:] = None, response.read(DOWNLOAD_BYTES)
+        except Exception as error:  # a network can fail in any way; none is fatal
             outcome[0] = f"the download failed: {error or type(error).__name__}"
 
     thread = threading.Thread(target=fetch, daemon=True)
     thread.start()
     thread.join(DOWNLOAD_SECONDS)
-    problem, unpacked = outcome
+    problem, packed = outcome
     if problem:
         return problem
-    trial = path.with_name(path.name + ".part")
     try:
-        with written_whole(trial, "wb") as file:
-            file.write(unpacked)
-        if not any(read_tweets([trial], Settings())):
-            return "the download holds no tweets"
-        trial.replace(path)
+        with tempfile.TemporaryDirectory() as folder:
+            trial = pathlib.Path(folder) / "download.zip"
+            trial.write_bytes(packed)
+            tables = [name for name in tweets_in_zip(trial) if name.lower().endswith(".csv")]
+            if not tables or not sum(map(len, read_tweets([trial], Settings()))):
+                return f"the download holds no {'tweets' if tables else 'CSV'}"
+            with zipfile.ZipFile(trial) as unpacked, written_whole(path, "wb") as file:
+                file.write(unpacked.read(tables[0]))
     except UserError as error:
-        return f"the download is no CSV of tweets: {error}"
-    finally:
-        trial.unlink(missing_ok=True)
+        return f"the download holds no CSV of tweets: {error}"
     return None
 
 
@@ -255,14 +241,19 @@ def members(path):
     if not path.exists():
         raise UserError(f"no such file: {path}; give the path of a CSV with --input=…")
     kind, limit = path.suffix.lower(), max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
-
-    def unpacked(unpack):
-        return lambda: as_text(lambda: Bounded(unpack, path, limit))
-
+    if kind not in PACKED:
+        return [(path.name.lower(), lambda: as_text(open(path, "rb", buffering=0)))]
     if kind == ".gz":
-        return [(path.stem.lower(), unpacked(lambda: gzip.open(path)))]
-    if kind != ".zip":
-        return [(path.name.lower(), lambda: as_text(lambda: open(path, "rb")))]
+        unpack = {path.stem: functools.partial(gzip.open, path)}
+    else:
+        unpack = {name: functools.partial(open_in_zip, path, name) for name in tweets_in_zip(path)}
+    return [
+        (name.lower(), lambda how=how: as_text(Bounded(how, path, limit))) for name, how in unpack.items()
+    ]
+
+
+def tweets_in_zip(path):
+    """The names of the files of tweets in a zip: those of X's archive or, where there are none, of tables."""
     try:
         with zipfile.ZipFile(path) as packed:
             names = sorted(name for name in packed.namelist() if "__MACOSX" not in name)
@@ -272,11 +263,11 @@ def members(path):
     names = [name for name in names if ARCHIVE.fullmatch(pathlib.Path(name).name)] or tables
     if not names:
         raise UserError(f"{path} holds no tweets: no CSV, no text and no tweets.js")
+    return names
 
-    def member(name):
-        return lambda: zipfile.ZipFile(path).open(name)
 
-    return [(name.lower(), unpacked(member(name))) for name in names]
+def open_in_zip(path, name):
+    return zipfile.ZipFile(path).open(name)
 
 
 class Bounded(io.RawIOBase):
@@ -301,18 +292,19 @@ class Bounded(io.RawIOBase):
         return len(block)
 
 
-def as_text(reopen):
-    """A text stream: UTF-8 (with or without a byte-order mark) where all of it is valid, else Latin-1."""
-    decoder, encoding = codecs.getincrementaldecoder("utf-8")(), "utf-8-sig"
-    with reopen() as file:
-        buffered = io.BufferedReader(file, 1 << 20) if isinstance(file, io.RawIOBase) else file
-        try:
-            while block := buffered.read(1 << 20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            encoding = "latin-1"
-    return io.TextIOWrapper(io.BufferedReader(reopen(), 1 << 20), encoding, newline="")
+def as_text(raw):
+    """A text stream of bytes: UTF-16 where its mark says so, else UTF-8, and Latin-1 where they are not."""
+    buffered = io.BufferedReader(raw, 1 << 20)
+    is_utf16 = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" in Excel
+    return io.TextIOWrapper(buffered, "utf-16" if is_utf16 else "utf-8-sig", "or-latin-1", newline="")
+
+
+def or_latin_1(error):
+    """An error handler for decoding, as codecs.register_error describes it."""
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+codecs.register_error("or-latin-1", or_latin_1)
 
 
 def read_table(path, reopen, settings):
@@ -321,47 +313,53 @@ def read_table(path, reopen, settings):
 
     with reopen() as file:
         header = file.readline(1_000_000)
-    how = {
-        "dtype": str, "na_filter": False, "index_col": False, "sep": max(",;\t", key=header.count),
-    }  # fmt: skip
+    separator = max(",;\t", key=header.count)
+    how = {"sep": separator, "dtype": str, "na_filter": False, "index_col": False}
     try:
         with reopen() as file:
-            columns = list(pd.read_csv(file, nrows=0, **how).columns)
-        if len(columns) > 1_000:
-            raise UserError(
-                f"{path}: its first line holds {len(columns):,} cells; a CSV of tweets has one tweet a row"
-            )
-        known = {str(column).strip().lower(): column for column in reversed(columns)}
-
-        def find(names, setting, what):
-            if found := [known[name] for name in names if name in known]:
-                return found[0]
-            shown = ", ".join(map(str, columns[:20]))
-            raise UserError(f"{path}: no column {what}; it has {shown}{setting}")
-
-        wanted = [settings.text_column.strip().lower()] if settings.text_column else TEXT_COLUMNS
-        what = repr(settings.text_column) if settings.text_column else "with a known name for tweets"
-        text = find(wanted, ": name one with --text_column=…", what)
-        retweet, user = known.get("is_retweet"), None
-        if settings.user:
-            user = find(USER_COLUMNS, "; leave out --user", f"of authors ({', '.join(USER_COLUMNS)})")
+            columns = list(map(str, pd.read_csv(file, nrows=0, **how).columns))
+        text, retweet, user = found = find_columns(path, columns, settings)
         with reopen() as file:
-            usecols = list(dict.fromkeys(column for column in (text, retweet, user) if column is not None))
-            for chunk in pd.read_csv(file, usecols=usecols, chunksize=CHUNK_ROWS, **how):
-                if user is not None:
-                    author = chunk[user].str.strip().str.removeprefix("@").str.casefold()
-                    chunk = chunk[author == settings.user.strip().removeprefix("@").casefold()]
-                marked = retweet is not None and retweet != text
-                is_retweet = (
-                    chunk[retweet].str.strip().str.lower().isin(["true", "1", "yes"]) if marked else ()
-                )
-                yield list(itertools.zip_longest(chunk[text], is_retweet, fillvalue=False))
+            for chunk in pd.read_csv(file, usecols=list({*found} - {None}), chunksize=CHUNK_ROWS, **how):
+                if user:
+                    chunk = chunk[chunk[user].map(handle) == handle(settings.user)]
+                marks = chunk[retweet].str.strip().str.lower() if retweet else [""] * len(chunk)
+                pairs = zip(chunk[text], marks, strict=True)
+                yield [(tweet, mark in ("true", "1", "yes")) for tweet, mark in pairs]
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; it should be a CSV with a column of tweets") from None
     except UserError:
         raise
     except (pd.errors.ParserError, ValueError, OverflowError) as error:
         raise UserError(f"{path} cannot be read as a CSV: {error}") from None
+
+
+def find_columns(path, columns, settings):
+    """Which of the columns hold the tweets, the mark of a retweet (or None) and, for --user, the author."""
+    if len(columns) > 1_000:
+        raise UserError(
+            f"{path}: its first line holds {len(columns):,} cells; a CSV of tweets has one tweet a row"
+        )
+    known = {column.strip().lower(): column for column in reversed(columns)}
+
+    def find(names, what, fix):
+        for name in names:
+            if name in known:
+                return known[name]
+        raise UserError(f"{path}: no column {what}; it has {', '.join(columns[:20])}{fix}")
+
+    if settings.text_column:
+        text = find([settings.text_column.strip().lower()], repr(settings.text_column), "")
+    else:
+        text = find(TEXT_COLUMNS, "with a known name for tweets", ": name one with --text_column=…")
+    authors = f"of authors ({', '.join(USER_COLUMNS)})"
+    user = find(USER_COLUMNS, authors, "; leave out --user") if settings.user else None
+    return text, known.get("is_retweet"), user
+
+
+def handle(name):
+    """A user name as it is compared: "@NASA " is "nasa"."""
+    return name.strip().removeprefix("@").casefold()
 
 
 def no_author(path, settings):
@@ -375,12 +373,9 @@ def read_archive(path, reopen, settings):
     with reopen() as file:
         content = file.read()
     try:
-        items = [
-            item.get("tweet", item) for item in json.loads(content[content.index("[") :].rstrip("; \r\n"))
-        ]
-        return [
-            (str(tweet["full_text"] if "full_text" in tweet else tweet["text"]), False) for tweet in items
-        ]
+        items = json.loads(content[content.index("[") :].rstrip("; \r\n"))
+        tweets = [item.get("tweet", item) for item in items]
+        return [(str(tweet["full_text" if "full_text" in tweet else "text"]), False) for tweet in tweets]
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no tweets.js of an archive, or a damaged one: {error}") from None
 
@@ -389,14 +384,9 @@ def read_lines(path, reopen, settings):
     """The tweets of a text file with one a line."""
     no_author(path, settings)
     with reopen() as file:
-        while lines := [(line, False) for line in itertools.islice(bounded_lines(file), CHUNK_ROWS)]:
-            yield lines
-
-
-def bounded_lines(file):
-    """The lines of a text stream, in parts where they are longer than a tweet can be."""
-    while line := file.readline(2 * MAX_CHARS):
-        yield line
+        lines = iter(lambda: file.readline(2 * MAX_CHARS), "")  # in parts where longer than a tweet can be
+        while chunk := [(line, False) for line in itertools.islice(lines, CHUNK_ROWS)]:
+            yield chunk
 
 
 # --- cleaning ---------------------------------------------------------------------------------------

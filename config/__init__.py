@@ -184,7 +184,9 @@ def _unknown(key, fields):
 
 
 def _parsed(field, text):
-    """The value that the flag `--key=text` means; of a flag that may be repeated, text is a list."""
+    """The value that the flag `--key=text` means."""
+    if isinstance(text, list):  # of a flag that may be repeated, or for a lone `--`, which _checked refuses
+        return text
     kind = type(field.default)
     try:
         return BOOLEANS[text.lower()] if kind is bool else kind(text)

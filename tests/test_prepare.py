@@ -271,11 +271,19 @@ def test_text_that_looks_like_the_separator_is_text(tweets_of, tmp_path, tokeniz
 # --- reading --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
 def test_encodings(run, write_csv, tmp_path, encoding):
     rows = [["text"], ["Füße über Ñandú"], *([tweet] for tweet in FILLER)]
     assert run(write_csv(tmp_path / "in.csv", rows, encoding)).code == 0
     assert lines_of(tmp_path / "out")[0] == "Füße über Ñandú"
+
+
+def test_a_stray_byte_leaves_the_other_characters_alone(run, tmp_path):
+    (tmp_path / "in.txt").write_bytes(
+        "\n".join(["Füße 🚀", "Stra\udcdfe", *FILLER]).encode(errors="surrogateescape")
+    )
+    assert run(tmp_path / "in.txt").code == 0
+    assert lines_of(tmp_path / "out")[:2] == ["Füße 🚀", "Straße"]
 
 
 @pytest.mark.parametrize(
