@@ -846,6 +846,8 @@ def read_tensors(path):
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}; run train.py first") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     except Exception as error:  # over damage the unpickler stumbles in any way
         why = (str(error) or type(error).__name__).split(". ")[0].split("\n")[0]
         raise UserError(f"{path} is damaged or holds more than tensors: {why}") from None

@@ -28,6 +28,7 @@ import re
 import struct
 import sys
 import tempfile
+import textwrap
 import threading
 import urllib.request
 import zipfile
@@ -40,7 +41,7 @@ import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 from tqdm import tqdm
 
-from config import UserError, errors_in_one_line, load_settings, printable, setting, written_whole
+from config import UserError, command, errors_in_one_line, load_settings, printable, setting, written_whole
 
 KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/gpreda/elon-musk-tweets"
 KAGGLE_PAGE = "https://www.kaggle.com/datasets/gpreda/elon-musk-tweets"
@@ -96,8 +97,11 @@ def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
     paths = find_files(settings.input) or [find_tweets(data_dir, settings.download_url)]
     if settings.dry_run:
-        for text, _ in itertools.islice(itertools.chain.from_iterable(read_tweets(paths, settings)), 10):
-            print(f"before  {printable(text)}\nafter   {printable(clean(text, settings)) or '(dropped)'}\n")
+        rows = itertools.chain.from_iterable(read_tweets(paths, settings))
+        for text, is_retweet in itertools.islice(rows, 10):
+            tweet, dropped = sift(text, is_retweet, settings)
+            after = f"(dropped: {dropped})" if dropped else printable(tweet)
+            print(f"before  {printable(text)}\nafter   {after}\n")
         return
 
     tokenizer, dropped = load_tokenizer(), collections.Counter()
@@ -144,11 +148,9 @@ def find_files(inputs):
     """The files that the user means by names, folders and patterns, in order and each once."""
     found = {}
     for name in inputs:
-        path = pathlib.Path(name)
+        path = pathlib.Path(name or "(nothing)").expanduser()
         if path.is_dir():
-            inside = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in KNOWN and file.is_file()
-            )
+            inside = sorted(file for file in path.rglob("*") if may_hold_tweets(file, path))
             archive = [file for file in inside if ARCHIVE.fullmatch(file.name)]
             inside = archive or [file for file in inside if file.suffix.lower() != ".js"]
             if not inside:
@@ -161,6 +163,12 @@ def find_files(inputs):
                 raise UserError(f"no file fits the pattern {name!r}")
         found |= dict.fromkeys(inside)
     return list(found)
+
+
+def may_hold_tweets(file, folder):
+    """By its name: none of a .venv or .git, and not what this program wrote."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in KNOWN and file.is_file() and not hidden and file.name != "processed.txt"
 
 
 def find_tweets(data_dir, url):
@@ -239,7 +247,7 @@ def members(path):
     Raises UserError for a file that is not there, holds none, or unpacks to far more than text would.
     """
     if not path.exists():
-        raise UserError(f"no such file: {path}; give the path of a CSV with --input=…")
+        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
     kind, limit = path.suffix.lower(), max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
     if kind not in PACKED:
         return [(path.name.lower(), lambda: as_text(open(path, "rb", buffering=0)))]
@@ -293,18 +301,21 @@ class Bounded(io.RawIOBase):
 
 
 def as_text(raw):
-    """A text stream of bytes: UTF-16 where its mark says so, else UTF-8, and Latin-1 where they are not."""
+    """A text stream of bytes: UTF-16 where its mark says so, else UTF-8, and Windows-1252 where they are not.
+
+    That is what spreadsheets write on Windows; without control characters, Latin-1 is a part of it.
+    """
     buffered = io.BufferedReader(raw, 1 << 20)
     is_utf16 = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" in Excel
-    return io.TextIOWrapper(buffered, "utf-16" if is_utf16 else "utf-8-sig", "or-latin-1", newline="")
+    return io.TextIOWrapper(buffered, "utf-16" if is_utf16 else "utf-8-sig", "or-windows-1252", newline="")
 
 
-def or_latin_1(error):
-    """An error handler for decoding, as codecs.register_error describes it."""
-    return error.object[error.start : error.end].decode("latin-1"), error.end
+def or_windows_1252(error):
+    """What bytes mean that are no UTF-8: an error handler as codecs.register_error describes it."""
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
 
 
-codecs.register_error("or-latin-1", or_latin_1)
+codecs.register_error("or-windows-1252", or_windows_1252)
 
 
 def read_table(path, reopen, settings):
@@ -346,12 +357,13 @@ def find_columns(path, columns, settings):
         for name in names:
             if name in known:
                 return known[name]
-        raise UserError(f"{path}: no column {what}; it has {', '.join(columns[:20])}{fix}")
+        raise UserError(f"{path}: no column {what}; it has {textwrap.shorten(', '.join(columns), 200)}{fix}")
 
     if settings.text_column:
         text = find([settings.text_column.strip().lower()], repr(settings.text_column), "")
     else:
-        text = find(TEXT_COLUMNS, "with a known name for tweets", ": name one with --text_column=…")
+        fix = ": name one with --text_column=…, or give a CSV, whose first line names its columns"
+        text = find(TEXT_COLUMNS, "with a known name for tweets", fix)
     authors = f"of authors ({', '.join(USER_COLUMNS)})"
     user = find(USER_COLUMNS, authors, "; leave out --user") if settings.user else None
     return text, known.get("is_retweet"), user
@@ -409,6 +421,20 @@ def clean(text, settings=Settings()):
     return " ".join(text.split())
 
 
+def sift(text, is_retweet, settings):
+    """(the clean tweet, None), or (None, why it is left out)."""
+    if is_retweet or text.lstrip().startswith("RT @"):
+        return None, "retweets"
+    if len(text) > MAX_CHARS:
+        return None, f"longer than {MAX_CHARS:,} characters"
+    tweet = clean(text, settings)
+    if not tweet:
+        return None, "empty"
+    if len(tweet) < settings.min_chars:
+        return None, f"shorter than {settings.min_chars} characters"
+    return tweet, None
+
+
 def clean_tweets(paths, settings, dropped):
     """Yield lists of clean tweets, each tweet once; count in the Counter `dropped` what is left out, and why.
 
@@ -419,21 +445,15 @@ def clean_tweets(paths, settings, dropped):
         for chunk in read_tweets(paths, settings):
             kept = []
             for text, is_retweet in chunk:
-                if is_retweet or text.lstrip().startswith("RT @"):
-                    dropped["retweets"] += 1
-                elif len(text) > MAX_CHARS:
-                    dropped[f"longer than {MAX_CHARS:,} characters"] += 1
-                elif not (tweet := clean(text, settings)):
-                    dropped["empty"] += 1
-                elif len(tweet) < settings.min_chars:
-                    dropped[f"shorter than {settings.min_chars} characters"] += 1
-                else:
+                tweet, why = sift(text, is_retweet, settings)
+                if not why:
                     digest = hashlib.blake2b(tweet.encode(), digest_size=16).digest()
-                    if digest in seen:
-                        dropped["duplicates"] += 1
-                    else:
-                        seen.add(digest)
-                        kept.append(tweet)
+                    why = "duplicates" if digest in seen else None
+                    seen.add(digest)
+                if why:
+                    dropped[why] += 1
+                else:
+                    kept.append(tweet)
             bar.update(len(chunk))
             yield kept
 
@@ -561,8 +581,9 @@ def summary(meta, unseen, data_dir):
         lines.append(f"{name:9} {tweets:,} tweets, {tokens:,} tokens ({distinct:,} distinct), {size:,} bytes")
     lines.append(f"unseen    {unseen / meta['val_tokens']:.1%} of the val tokens never occur in training")
     lines.append(f"written   {data_dir}/processed.txt, train.bin, val.bin, meta.json")
-    where = "" if str(data_dir) == "data" else f" --data_dir={data_dir}"
-    return "\n".join(lines) + f"\nnext      python train.py config/elon.py{where}"
+    # a data set of its own gets a run of its own
+    where = () if str(data_dir) == "data" else (f"--data_dir={data_dir}", f"--out_dir=out/{data_dir.name}")
+    return "\n".join([*lines, f"next      {command('train.py', 'config/elon.py', *where)}"])
 
 
 if __name__ == "__main__":

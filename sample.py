@@ -40,7 +40,7 @@ class Settings:
     repetition_penalty: float = setting(
         1.0, "above 1 avoids tokens that stand there already", within="(0, inf)"
     )
-    seed: int = setting(1337, "the same seed gives the same tweets", within="[0, 1e18]")
+    seed: int = setting(1337, "the same seed gives the same tweets, another one others", within="[0, 1e18]")
 
     attention: bool = setting(
         False, "draw out_dir/attention.png, how the model looks at the text", group="files"
@@ -76,12 +76,14 @@ def main(settings):
         export(model, pathlib.Path(settings.export))
         return
     writer = Writer(settings, model)
+    if settings.interactive and sys.stdin.isatty():
+        print("type how the tweets begin, a line each; Ctrl-D ends", file=sys.stderr)
     prompts = sys.stdin if settings.interactive else [settings.start]
     for start in prompts:
         with_novelty, tweet = [], ""
         for tweet, novelty, source in writer.write(read_prompt(start)):
             with_novelty.append(tweet if novelty is None else f"{novelty:4.0%} new  {tweet}")
-            show(with_novelty[-1] + (f"\n          stands in: {source}" if source else ""))
+            show(with_novelty[-1] + (f"\n          the same words stand in: {source}" if source else ""))
         keep(with_novelty, start, settings, out_dir / "samples.txt")
         if settings.attention:
             text = encode(writer.tokenizer, read_prompt(start) or tweet)
@@ -118,6 +120,7 @@ class Writer:
 
     def __init__(self, settings, model):
         self.settings, self.model, self.tokenizer = settings, model, load_tokenizer()
+        self.seed = settings.seed  # of the next tweet; each has one of its own
         data_dir, self.known = model.notes.get("data_dir"), None
         why = "this model's training tweets are not known"
         if data_dir:
@@ -131,22 +134,24 @@ class Writer:
 
     def write(self, start):
         """Yield num_samples of (tweet, novelty or None, the training tweet that holds all of it or None)."""
-        wanted, rejected, seed = self.settings.num_samples, 0, self.settings.seed
+        wanted, rejected = self.settings.num_samples, 0
         for _ in range(MAX_ROUNDS if self.settings.min_novelty else 1):
             missing, wanted = wanted, 0
             for first in range(0, missing, BATCH):
                 count = min(BATCH, missing - first)
-                for tweet in self.draw(start, range(seed, seed + count)):
+                seeds = range(self.seed, self.seed + count)
+                self.seed += count
+                for tweet in self.draw(start, seeds):
                     novelty, source = self.known.novelty(tweet) if self.known else (None, None)
                     if novelty is not None and novelty < self.settings.min_novelty:
                         rejected, wanted = rejected + 1, wanted + 1
                     else:
                         yield tweet, novelty, source
-                seed += count
             if not wanted:
                 break
         if rejected:
-            print(f"{rejected} tweets were less new than {self.settings.min_novelty:.0%}", file=sys.stderr)
+            few = f"less new than {self.settings.min_novelty:.0%}"
+            print(f"{rejected} tweets were thrown away, as they are {few}", file=sys.stderr)
         if wanted:
             total = self.settings.num_samples
             print(
@@ -158,6 +163,12 @@ class Writer:
         """One tweet a seed, each beginning with `start` and ending where the model ends it."""
         settings = self.settings
         prompt = [END_OF_TEXT, *encode(self.tokenizer, start)]
+        if len(prompt) > self.model.config.block_size:
+            print(
+                f"of the prompt's {len(prompt) - 1} tokens, the model reads the last "
+                f"{self.model.config.block_size}, its block_size",
+                file=sys.stderr,
+            )
         rows = [list(prompt[1:]) for _ in seeds]
         live = len(rows) == 1 and sys.stdout.isatty()  # then the tweet appears as it is written
         stream = self.model.stream(

@@ -15,18 +15,20 @@ import contextlib
 import copy
 import csv
 import dataclasses
+import datetime
 import hashlib
 import json
 import math
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import sys
 import time
 from dataclasses import dataclass
 
-from config import UserError, errors_in_one_line, load_settings, setting, written_whole
+from config import UserError, command, errors_in_one_line, load_settings, setting, written_whole
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def train(settings, device):
 
     model = DistributedDataParallel(run.model, forward_sync_buffers=False) if world_size() > 1 else run.model
     model = torch.compile(model) if settings.compile else model
+    if run.iteration == settings.max_iters:
+        print(f"nothing is left to do: all {run.iteration:,} iterations are done; raise max_iters to go on")
     progress = Progress(run, len(train_data))
     with stop_signals() as signals:
         while True:
@@ -144,17 +148,20 @@ def train(settings, device):
                 break
             loss = train_step(model, run.optimizer, run.scaler, train_data, run.iteration, settings, dtype)
             run.count_step(loss)
-            progress.bar.update()
+            progress.step()
     progress.bar.close()
     if signal_number:
         run.save()
-        print(f"stopped at iteration {run.iteration:,}; go on with the same command and --init_from=resume")
+        resume = "--init_from=resume"
+        again = shlex.join([sys.orig_argv[0], *(word for word in sys.argv if word != resume), resume])
+        again = again if world_size() == 1 else f"the same command and {resume}"
+        print(f"stopped at iteration {run.iteration:,}; go on with: {again}")
         raise SystemExit(128 + signal_number)
-    best, where = run.best, "" if settings.out_dir == "out" else f" --out_dir={settings.out_dir}"
+    best, where = run.best, [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
     print(
         f"best val loss {best['val_loss']:.4f} nats a token, {best['bits_per_byte']:.4f} bits per byte, "
         f"at iteration {best['iter']:,}: {run.out_dir}/best.pt\n"
-        f'next: python sample.py --start "Tesla"{where}'
+        f"next: {command('sample.py', *where)}"
     )
 
 
@@ -267,11 +274,11 @@ class Run:
         changed = {key for key in now if now[key] != before.get(key)}
         if refused := sorted(changed - FREE_TO_CHANGE):
             shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in refused)
-            raise UserError(f"cannot resume {path}: {shown}; change it back, or start anew")
+            raise UserError(f"cannot resume {path}: {shown}; give the same preset and flags, or start anew")
         if saved.get("data") != self.data:
             raise UserError(
-                f"cannot resume {path}: {self.settings.data_dir}/meta.json is of other data; "
-                f"prepare the earlier tweets again, or start anew"
+                f"cannot resume {path}: it began with the tweets that lay in {before.get('data_dir')}, not "
+                f"with those in {self.settings.data_dir}; give the first as --data_dir, or start anew"
             )
         for key in sorted(changed - {"init_from"}):
             print(f"changed since {path} was written: {key} from {before[key]} to {now[key]}")
@@ -319,19 +326,22 @@ def make_model(settings, counts, train_data):
 
 
 def set_aside(out_dir):
-    """Move what an earlier run left in `out_dir` to out_dir/previous, so that a new run destroys nothing."""
+    """Move what an earlier run left in `out_dir` to out_dir/previous, in place of what lies there."""
     names = ("best.pt", "last.pt", "loss.csv", "loss.png", "samples.txt", "attention.png")
     found = [out_dir / name for name in names if (out_dir / name).exists()]
     if not found:
         return
     previous, collecting = out_dir / "previous", out_dir / "previous.tmp"
+    replaced = " (the run that was there is gone)" if previous.exists() else ""
     collecting.mkdir(exist_ok=True)  # there already if an earlier move was cut short: then complete it
     for path in found:
         path.replace(collecting / path.name)
     shutil.rmtree(previous, ignore_errors=True)
     collecting.replace(previous)
-    print(f"the earlier run in {out_dir} is now in {previous}; to go on with it instead, move it back "
-          f"and add --init_from=resume")  # fmt: skip
+    print(
+        f"the earlier run in {out_dir} is now in {previous}{replaced}; to go on with it instead, "
+        f"move it back and add --init_from=resume"
+    )
 
 
 @contextlib.contextmanager
@@ -342,6 +352,10 @@ def stop_signals():
     def note(number, frame):
         received.append(number)
         signal.signal(number, before[number])
+        if rank() == 0:  # os.write, because print may be what was interrupted
+            os.write(
+                2, b"\nstopping after this iteration; once more to stop at once, and lose what is not saved\n"
+            )
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, note)
@@ -433,7 +447,7 @@ def load_data(settings):
         size = path.stat().st_size
         if size % 2 or size // 2 != meta.get(f"{name}_tokens"):
             raise UserError(f"{path} does not match meta.json ({size} bytes); run prepare.py again")
-        if size // 2 <= settings.block_size:
+        if size // 2 <= (settings.block_size if name == "train" else 1):
             raise UserError(
                 f"{path} holds {size // 2} tokens, too few for a window; "
                 f"use more tweets or a block_size below {settings.block_size}"
@@ -567,54 +581,60 @@ class Progress:
     """Times the run and tells the user: a bar on a terminal, plain lines in a pipe, a row an evaluation."""
 
     def __init__(self, run, n_tokens):
-        self.run, self.n_tokens, self.first_iter = run, n_tokens, run.iteration
+        self.run, self.n_tokens, self.has_bar = run, n_tokens, sys.stderr.isatty()
         self.elapsed_before = run.history[-1]["elapsed_seconds"] if run.history else 0.0
-        self.has_bar = sys.stderr.isatty()
         hidden = not self.has_bar or rank() > 0
         self.bar = tqdm(total=run.settings.max_iters, initial=run.iteration, disable=hidden)
-        self.began = self.last_time = time.perf_counter()
-        self.last_iter = run.iteration
+        self.began = self.reported = time.perf_counter()
+        self.reported_iter, self.first_done = run.iteration, None
+
+    def step(self):
+        self.bar.update()
+        self.first_done = self.first_done or (time.perf_counter(), self.run.iteration)
 
     def stop_clock(self):
         """Note how fast the steps since the last evaluation were, before the next one takes its time."""
-        steps, now = self.run.iteration - self.last_iter, time.perf_counter()
-        self.tokens_per_second = steps * tokens_per_iteration(self.run.settings) / (now - self.last_time)
+        steps, now = self.run.iteration - self.reported_iter, time.perf_counter()
+        self.tokens_per_second = steps * tokens_per_iteration(self.run.settings) / (now - self.reported)
 
     def row(self, val_loss, bits_per_byte):
         """A row of loss.csv; the train loss is the mean over the batches since the row before."""
-        now, iteration = time.perf_counter(), self.run.iteration
-        tokens = tokens_per_iteration(self.run.settings)
+        iteration, settings = self.run.iteration, self.run.settings
         return {
             "iter": iteration,
-            "epoch": iteration * tokens / self.n_tokens,
+            "epoch": iteration * tokens_per_iteration(settings) / self.n_tokens,
             "train_loss": self.run.train_loss(),
             "val_loss": val_loss,
             "bits_per_byte": bits_per_byte,
-            "lr": learning_rate_at(iteration, self.run.settings),
+            "lr": learning_rate_at(iteration, settings),
             "tokens_per_second": self.tokens_per_second,
-            "elapsed_seconds": self.elapsed_before + now - self.began,
+            "elapsed_seconds": self.elapsed_before + time.perf_counter() - self.began,
         }
 
     def time_left(self):
-        pace = (time.perf_counter() - self.began) / max(self.run.iteration - self.first_iter, 1)
-        minutes, seconds = divmod(round(pace * (self.run.settings.max_iters - self.run.iteration)), 60)
-        return f"{minutes}:{seconds:02} min left" if self.run.iteration > self.first_iter else ""
+        """By the pace of all iterations but the first, which is slow."""
+        began, first = self.first_done or (0.0, self.run.iteration)
+        if self.run.iteration == first:
+            return ""
+        pace = (time.perf_counter() - began) / (self.run.iteration - first)
+        seconds = round(pace * (self.run.settings.max_iters - self.run.iteration))
+        return f"{datetime.timedelta(seconds=seconds)} left"
 
     def log(self):
         if not self.has_bar and self.run.losses:
             loss = self.run.train_loss()
-            print(f"iter {self.run.iteration:6,}  train loss {loss:.4f}  {self.time_left()}", flush=True)
+            print(f"iter {self.run.iteration:6,}  train {loss:.4f} nats  {self.time_left()}", flush=True)
 
     def report(self):
         row, is_best = self.run.history[-1], self.run.best["iter"] == self.run.iteration
         train_loss = "  -   " if math.isnan(row["train_loss"]) else f"{row['train_loss']:.4f}"
         self.bar.write(
-            f"iter {row['iter']:6,}  epoch {row['epoch']:.1f}  train loss {train_loss}  "
-            f"val loss {row['val_loss']:.4f}  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}  "
+            f"iter {row['iter']:6,}  epoch {row['epoch']:5.1f}  train {train_loss}  "
+            f"val {row['val_loss']:.4f} nats  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}  "
             f"{row['tokens_per_second']:7,.0f} tokens/s  {self.time_left()}{'  *best' if is_best else ''}"
         )
         sys.stdout.flush()
-        self.last_time, self.last_iter = time.perf_counter(), self.run.iteration
+        self.reported, self.reported_iter = time.perf_counter(), self.run.iteration
 
 
 def plot_losses(history, best, path):
@@ -622,10 +642,13 @@ def plot_losses(history, best, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token)")
+    axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token; lower is better)")
     iterations = [row["iter"] for row in history]
-    axes.plot(iterations, [row["train_loss"] for row in history], label="train (noise and dropout on)")
-    axes.plot(iterations, [row["val_loss"] for row in history], label="val (held-out tweets)")
+    for name, label in (
+        ("train_loss", "train (noise and dropout on)"),
+        ("val_loss", "val (held-out tweets)"),
+    ):
+        axes.plot(iterations, [row[name] for row in history], ".-", label=label)
     label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
     axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
     axes.secondary_yaxis(

@@ -20,6 +20,7 @@ import itertools
 import os
 import pathlib
 import runpy
+import shlex
 import sys
 import traceback
 import types
@@ -45,14 +46,15 @@ def errors_in_one_line():
     """Turn a UserError, or an error of the file system, into `script.py: error: …` and exit 2."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise SystemExit(130) from None
     except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (UserError, OSError) as error:
-        print(
-            f"{pathlib.Path(sys.argv[0]).name}: error: {printable(' '.join(str(error).split()))}",
-            file=sys.stderr,
-        )
+        text = printable(" ".join(str(error).split()))
+        print(f"{pathlib.Path(sys.argv[0]).name}: error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -64,17 +66,18 @@ def written_whole(path, mode="w"):
     block raises, that file is removed and `path` stays as it was.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException as error:
-        beside.unlink(missing_ok=True)
+        if beside.exists():
+            beside.unlink()
         if isinstance(error, OSError):
             raise UserError(
                 f"{path} could not be written: {error}; what was there before is intact"
@@ -90,6 +93,13 @@ def printable(text):
         else c
         for c in text
     )
+
+
+def command(*words):
+    """What the user can paste to run Python with `words`, whose .py files lie beside the running script."""
+    here = os.path.dirname(sys.argv[0])
+    words = [os.path.join(here, word) if word.endswith(".py") else word for word in words]
+    return shlex.join([sys.orig_argv[0], *words])
 
 
 def setting(default, help, *, within=None, choices=None, group=None):
@@ -113,11 +123,14 @@ def load_settings(cls, argv):
     with errors_in_one_line():
         flags, unknown = _parser(cls).parse_known_args(_with_values(argv, fields))
         flags = vars(flags)
-        if unknown and not unknown[0].startswith("-"):
-            raise UserError(f"{unknown[0]!r} is one preset too many; name one, and flags as --key=value")
-        if unknown:
-            raise UserError(_unknown(unknown[0].split("=")[0].lstrip("-"), fields))
         preset = flags.pop("preset")
+        if unknown and unknown[0].startswith("-"):
+            raise UserError(_unknown(unknown[0].split("=")[0].lstrip("-"), fields))
+        if unknown or (preset and not preset.endswith(".py")):
+            raise UserError(
+                f"{(unknown or [preset])[0]!r} is not understood: name one preset, a .py file, and write "
+                f"settings as --{next(iter(fields))}=…, without spaces or in quotes"
+            )
         values = _read_preset(preset, fields) if preset else {}
         values |= {key: _parsed(fields[key], text) for key, text in flags.items()}
         return cls(**{key: _checked(fields[key], value) for key, value in values.items()})
@@ -126,7 +139,7 @@ def load_settings(cls, argv):
 def _parser(cls):
     parser = argparse.ArgumentParser(
         description=sys.modules[cls.__module__].__doc__,
-        epilog="Each setting is shown with its default and, where it is bounded, the values that it takes.",
+        epilog="Beside each setting stands its default. --setting alone means --setting=True.",
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=34),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -139,14 +152,23 @@ def _parser(cls):
         info = field.metadata
         if info["group"]:
             group = parser.add_argument_group(info["group"])
-        allowed = "{" + ", ".join(info["choices"]) + "}" if info["choices"] else info["within"]
+        allowed = ", ".join(info["choices"] or ()) or _in_words(info["within"])
         group.add_argument(
             f"--{field.name}",
             action="append" if isinstance(field.default, tuple) else "store",
             metavar="…" if field.default in ("", ()) else str(field.default),
-            help=(info["help"] + (f" {allowed}" if allowed else "")).replace("%", "%%"),
+            help=f"{info['help']}{allowed and f' ({allowed})'}".replace("%", "%%"),
         )
     return parser
+
+
+def _in_words(within):
+    """The interval "[0, 1)" is "at least 0 and below 1"; no interval is ""."""
+    if not within:
+        return ""
+    low, high = within[1:-1].split(", ")
+    low = f"{'at least' if within[0] == '[' else 'above'} {low}"
+    return low if high == "inf" else f"{low} and {'at most' if within[-1] == ']' else 'below'} {high}"
 
 
 def _raise_user_error(message):
@@ -208,5 +230,5 @@ def _checked(field, value):
         above = value >= low if within[0] == "[" else value > low
         below = value <= high if within[-1] == "]" else value < high
         if not (above and below):  # NaN is neither
-            raise UserError(f"{field.name}: {value} is out of range; it must lie in {within}")
+            raise UserError(f"{field.name}: {value} is out of range; it must be {_in_words(within)}")
     return value

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
+import config
 import prepare
 import sample
 import train
@@ -139,13 +140,18 @@ def test_a_preset_is_plain_python(preset, text, expected):
         (["--rate=fast"], ["rate", "'fast'", "number"]),
         (["--fast=maybe"], ["fast", "'maybe'", "True or False"]),
         (["--kind=green"], ["kind", "'green'", "red, blue"]),
-        (["--size=0"], ["size", "0", "[1, 100)"]),
-        (["--size=100"], ["size", "100", "[1, 100)"]),
-        (["--rate=0"], ["rate", "(0, 1]"]),
-        (["--rate=nan"], ["rate", "nan", "(0, 1]"]),
-        (["--rate=inf"], ["rate", "inf", "(0, 1]"]),
-        (["--limit=-1"], ["limit", "-1"]),
+        (["--size=0"], ["size", "0", "at least 1 and below 100"]),
+        (["--size=100"], ["size", "100", "at least 1 and below 100"]),
+        (["--rate=0"], ["rate", "above 0 and at most 1"]),
+        (["--rate=nan"], ["rate", "nan", "above 0 and at most 1"]),
+        (["--rate=inf"], ["rate", "inf", "above 0 and at most 1"]),
+        (["--limit=-1"], ["limit", "-1", "at least 0"]),
         (["no_such_preset.py"], ["no_such_preset.py", "not a file"]),
+        (["tweets.csv"], ["'tweets.csv'", "a .py file", "--size=…"]),
+        (["size=9"], ["'size=9'", "--size=…"]),
+        (["--size", "=", "9"], ["'9'", "without spaces"]),
+        (["--size=9", "9"], ["'9'", "without spaces"]),
+        (["config/tiny.py", "config/elon.py"], ["'config/elon.py'", "one preset"]),
     ],
     ids=" ".join,
 )
@@ -163,8 +169,8 @@ def test_a_wrong_flag_is_named_with_the_fix(error_of, argv, words):
         ("size = True", ["size", "True", "whole number"]),
         ("fast = 1", ["fast", "1", "True or False"]),
         ("size = None", ["size", "None"]),
-        ("rate = float('nan')", ["rate", "nan", "(0, 1]"]),
-        ("size = 100", ["size", "[1, 100)"]),
+        ("rate = float('nan')", ["rate", "nan", "above 0 and at most 1"]),
+        ("size = 100", ["size", "at least 1 and below 100"]),
         ("kind = 'green'", ["kind", "'green'", "red, blue"]),
         ("files = 'a.csv'", ["files", "'a.csv'"]),
         ("files = (1, 2)", ["files"]),
@@ -184,6 +190,12 @@ def test_the_preset_is_checked_though_a_flag_overrides_it(error_of, preset):
     assert "'siz'" in error_of(preset("siz = 9"), "--size=9")
 
 
+def test_a_file_that_is_no_preset_is_not_run(error_of, tmp_path):
+    (tmp_path / "tweets.txt").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert "is not understood" in error_of(str(tmp_path / "tweets.txt"))
+    assert not (tmp_path / "ran").exists()
+
+
 # --- the edges that every script uses -------------------------------------------------------------
 
 
@@ -198,6 +210,26 @@ def test_mistakes_and_file_errors_become_one_line(capsys, monkeypatch, error, te
     err = capsys.readouterr().err
     assert (end.value.code, err.count("\n")) == (2, 1)
     assert err.startswith("x.py: error: ") and text in err
+
+
+def test_ctrl_c_ends_a_script_in_one_word(capsys):
+    with pytest.raises(SystemExit) as end, errors_in_one_line():
+        raise KeyboardInterrupt
+    assert (end.value.code, capsys.readouterr().err.split()) == (130, ["stopped"])
+
+
+def test_a_command_to_paste_names_the_files_as_the_user_did(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["../some where/prepare.py", "--input=x"])
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "-X", "utf8"])
+    words = [".venv/bin/python", "../some where/train.py", "--out_dir=my run"]
+    assert shlex.split(config.command("train.py", "--out_dir=my run")) == words
+
+
+def test_a_file_where_a_folder_should_be_is_told(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match="could not be written"), written_whole(tmp_path / "file" / "x"):
+        pass
+    assert (tmp_path / "file").read_text() == "old"
 
 
 def test_bugs_keep_their_traceback():
@@ -247,9 +279,13 @@ def test_help_shows_every_setting_with_default_and_range(script, command):
     for field in dataclasses.fields(SCRIPTS[script].Settings):
         default = "…" if field.default in ("", ()) else field.default
         assert f"  --{field.name} {default}" in done.out
-        told = field.metadata["help"] + (field.metadata["within"] or "")
+        told = field.metadata["help"]
         if field.metadata["choices"]:
-            told += f"{{{','.join(field.metadata['choices'])}}}"
+            told += f"({','.join(field.metadata['choices'])})"
+        elif field.metadata["within"]:
+            low, high = field.metadata["within"][1:-1].split(", ")
+            told += f"({'at least' if field.metadata['within'][0] == '[' else 'above'} {low}"
+            told += ")" if high == "inf" else " and "
         assert squeezed(told) in squeezed(done.out)
 
 
@@ -258,7 +294,7 @@ def test_help_shows_every_setting_with_default_and_range(script, command):
     [
         (["train.py", "--help"], 0, "--batch_size"),
         (["train.py", "--batch_siz=3"], 2, "did you mean 'batch_size'?"),
-        (["train.py", "config/tiny.py", "--dropout=nan"], 2, "[0, 1)"),
+        (["train.py", "config/tiny.py", "--dropout=nan"], 2, "at least 0 and below 1"),
         (["sample.py", "--temperature", "hot"], 2, "'hot' is not a number"),
         (["prepare.py", "--input=no/such/file.csv"], 2, "no such file: no/such/file.csv"),
     ],

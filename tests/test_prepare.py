@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import socket
+import sys
 import threading
 import time
 import zipfile
@@ -248,10 +249,11 @@ def test_the_summary_tells_what_was_done(prepared):
 
 def test_the_next_command_that_it_names_reads_what_it_wrote(prepared, monkeypatch, repo):
     words = shlex.split(prepared.out.splitlines()[-1])
-    assert words[:3] == ["next", "python", "train.py"]
+    assert words[:3] == ["next", sys.executable, "train.py"]
     monkeypatch.chdir(repo)
     settings = load_settings(train.Settings, words[3:])
     assert settings.data_dir == str(prepared.folder)
+    assert settings.out_dir == f"out/{prepared.folder.name}"
 
 
 def test_a_second_run_writes_the_same_bytes(command, prepared, snapshot, tmp_path):
@@ -279,11 +281,10 @@ def test_encodings(run, write_csv, tmp_path, encoding):
 
 
 def test_a_stray_byte_leaves_the_other_characters_alone(run, tmp_path):
-    (tmp_path / "in.txt").write_bytes(
-        "\n".join(["Füße 🚀", "Stra\udcdfe", *FILLER]).encode(errors="surrogateescape")
-    )
+    lines = ["Füße 🚀".encode(), "Straße “quoted” … 5 €".encode("cp1252"), "\n".join(FILLER).encode()]
+    (tmp_path / "in.txt").write_bytes(b"\n".join(lines))
     assert run(tmp_path / "in.txt").code == 0
-    assert lines_of(tmp_path / "out")[:2] == ["Füße 🚀", "Straße"]
+    assert lines_of(tmp_path / "out")[:2] == ["Füße 🚀", "Straße “quoted” … 5 €"]
 
 
 @pytest.mark.parametrize(
@@ -599,6 +600,13 @@ def test_folders_and_patterns_are_read_in_order_and_each_tweet_once(run, write_c
     assert run(download.parent).code == 0
 
 
+def test_a_folder_is_read_without_hidden_files_and_what_prepare_wrote(run, write_csv, tmp_path):
+    for place in ("in/mine.csv", "in/.venv/lib/other.csv", "in/data/processed.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        write_csv(tmp_path / place, [["text"], [f"from {place}"], *([tweet] for tweet in FILLER)])
+    assert "of mine.csv\n" in run(tmp_path / "in").out
+
+
 def test_one_author(run, write_csv, the_error, tmp_path):
     rows = [[tweet, " @NASA" if n % 3 else "esa"] for n, tweet in enumerate(FILLER * 2)]
     path = write_csv(tmp_path / "in.csv", [["text", "User_Name"], *rows])
@@ -635,11 +643,11 @@ def test_cleaning_switches(run, write_csv, tmp_path, flag, expected):
 
 
 def test_a_dry_run_shows_ten_tweets_and_writes_nothing(run, write_csv, tmp_path):
-    rows = [["@a Hi &amp; bye\x1b[2J"], ["@b"], *([tweet] for tweet in FILLER)]
+    rows = [["@a Hi &amp; bye\x1b[2J"], ["@b"], ["RT @c: d"], *([tweet] for tweet in FILLER)]
     done = run(write_csv(tmp_path / "in.csv", [["text"], *rows]), flags=["--dry_run"])
     assert done.code == 0, done.err
     assert done.out.startswith("before  @a Hi &amp; bye\\x1b[2J\nafter   Hi & bye\\x1b[2J\n")
-    assert "after   (dropped)" in done.out
+    assert "after   (dropped: empty)" in done.out and "after   (dropped: retweets)" in done.out
     assert done.out.count("before") == done.out.count("after") == 10
     assert not (tmp_path / "out").exists()
 

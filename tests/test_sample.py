@@ -35,7 +35,7 @@ def sample(command, out):
 
 def tweets_in(text):
     """The tweets that sample.py printed, without what it says of their novelty."""
-    lines = [line for line in text.splitlines() if "stands in:" not in line]
+    lines = [line for line in text.splitlines() if "the same words stand in:" not in line]
     return [re.sub(r"^ *\d+% new  ", "", line) for line in lines]
 
 
@@ -119,6 +119,16 @@ def test_prompts_can_be_typed_a_line_each(sample):
     assert all(tweet.startswith("The moon") for tweet in tweets[3:])
 
 
+def test_the_same_prompt_gives_others_the_second_time(sample):
+    done = sample("--interactive", "--temperature=2", stdin="Tesla\nTesla\n")
+    assert len(set(tweets_in(done.out))) == 6
+
+
+def test_a_prompt_longer_than_the_window_is_told(sample):
+    done = sample("--start=" + "many words " * 20)
+    assert "of the prompt's 40 tokens, the model reads the last 8" in done.err
+
+
 def test_the_attention_can_be_drawn(sample, out):
     assert sample("--start=Tesla is 🚀", "--attention").code == 0
     height, width, _ = matplotlib.image.imread(out / "attention.png").shape
@@ -143,6 +153,11 @@ def test_samples_txt_that_another_program_saved_is_kept(sample, out):
 # --- what is refused ------------------------------------------------------------------------------
 
 
+def test_a_file_where_the_folder_should_be_is_told(command, out, the_error):
+    error = the_error(command("sample.py", f"--out_dir={out / 'best.pt'}"), "sample.py")
+    assert "cannot be read" in error and "damaged" not in error
+
+
 def test_a_missing_checkpoint_names_the_next_command(command, the_error, tmp_path):
     error = the_error(command("sample.py", f"--out_dir={tmp_path}"), "sample.py")
     assert "best.pt" in error and "train.py" in error
@@ -161,10 +176,10 @@ def test_a_damaged_checkpoint_is_told(sample, the_error, out, content):
         (["--start=FILE:no/such/prompt.txt"], ["start", "no/such/prompt.txt"]),
         (["--start=FILE:data"], ["start", "data"]),
         (["--start=" + "x" * 30_000], ["start", "30,000"]),
-        (["--num_samples=0"], ["num_samples", "[1, inf)"]),
-        (["--max_new_tokens=0"], ["max_new_tokens", "[1, inf)"]),
-        (["--temperature=-1"], ["temperature", "[0, inf)"]),
-        (["--temperature=nan"], ["temperature", "[0, inf)"]),
+        (["--num_samples=0"], ["num_samples", "at least 1"]),
+        (["--max_new_tokens=0"], ["max_new_tokens", "at least 1"]),
+        (["--temperature=-1"], ["temperature", "at least 0"]),
+        (["--temperature=nan"], ["temperature", "at least 0"]),
         (["--device=nonsense"], ["device", "'nonsense'"]),
         (["--seed=1000000000000000000000000"], ["seed"]),
         (["--strat=Tesla"], ["'strat'", "'start'"]),

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import types
 
 import matplotlib.image
@@ -86,7 +87,7 @@ def test_a_run_writes_its_files(trained, prepared, read_losses):
 
 def test_a_run_tells_what_will_happen_and_how_it_goes(trained, prepared, read_losses):
     meta, rows = json.loads((prepared.folder / "meta.json").read_text()), read_losses(trained.folder)
-    start, *evaluations = re.split(r"^(?=iter .*val loss)", trained.out, flags=re.MULTILINE)
+    start, *evaluations = re.split(r"^(?=iter .* val )", trained.out, flags=re.MULTILINE)
     for told in (
         "cpu", "dtype ", "parameters", f"{meta['train_tokens']:,} training tokens", "32 tokens an iteration",
         "8 iterations", f"{8 * 32 / meta['train_tokens']:.1f} epochs",
@@ -94,9 +95,9 @@ def test_a_run_tells_what_will_happen_and_how_it_goes(trained, prepared, read_lo
         assert told in start
     for line, row in zip(evaluations, rows, strict=True):
         line = line.splitlines()[0]
-        shown = [f"{row['iter']:.0f}", f"epoch {row['epoch']:.1f}", f"val loss {row['val_loss']:.4f}",
+        shown = [f"{row['iter']:.0f}", f" {row['epoch']:.1f}  ", f"val {row['val_loss']:.4f} nats",
                  f"{row['bits_per_byte']:.4f} bits/byte", "tokens/s", "lr"]  # fmt: skip
-        shown += [f"train loss {row['train_loss']:.4f}", "min left"] if row["iter"] else []
+        shown += [f"train {row['train_loss']:.4f}", " left"] if row["iter"] else []
         assert all(text in line for text in shown), line
     best = min(rows, key=lambda row: row["val_loss"])
     last_words = evaluations[-1].splitlines()[1:]
@@ -107,9 +108,9 @@ def test_a_run_tells_what_will_happen_and_how_it_goes(trained, prepared, read_lo
 
 def test_the_next_command_that_it_names_works(again, command):
     words = shlex.split(again.out.splitlines()[-1])
-    assert words[:3] == ["next:", "python", "sample.py"]
+    assert words[:3] == ["next:", sys.orig_argv[0], "sample.py"]
     done = command(*words[2:], "--max_new_tokens=3")
-    assert done.code == 0 and "Tesla" in done.out
+    assert done.code == 0 and done.out.count("new  ") == 5
 
 
 def test_the_same_seed_gives_the_same_run(trained, again, train, tmp_path, read_losses):
@@ -122,10 +123,11 @@ def test_the_same_seed_gives_the_same_run(trained, again, train, tmp_path, read_
 
 def test_a_new_run_keeps_the_earlier_one(finished, train, snapshot, tmp_path):
     before = snapshot(finished)
-    done = train("--max_iters=1")
-    assert done.code == 0 and "previous" in done.out
-    assert snapshot(finished / "previous") == before
-    assert sorted(path.name for path in finished.iterdir()) == [*OUTPUTS, "previous"]
+    for gone in (False, True):
+        done = train("--max_iters=1")
+        assert done.code == 0 and "previous" in done.out and ("is gone" in done.out) == gone
+        assert (snapshot(finished / "previous") == before) != gone
+        assert sorted(path.name for path in finished.iterdir()) == [*OUTPUTS, "previous"]
 
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -161,7 +163,9 @@ def test_the_val_loss_is_that_of_every_held_out_token(trained, prepared, read_lo
     check_val_loss(trained.folder, prepared.folder, read_losses)
 
 
-@pytest.mark.parametrize("block_size, n_val", [(8, 9), (8, 12), (8, 13), (8, 14), (7, 60), (2, 20)])
+@pytest.mark.parametrize(
+    "block_size, n_val", [(8, 2), (8, 5), (8, 9), (8, 12), (8, 13), (8, 14), (7, 60), (2, 20)]
+)
 def test_the_val_loss_at_every_edge_of_the_windows(train, tmp_path, read_losses, block_size, n_val):
     rng = np.random.default_rng(0)
     data = write_data(tmp_path / "data", rng.integers(900, 940, 300), rng.integers(900, 950, n_val))
@@ -286,12 +290,16 @@ def kill():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [4, 6])  # at an evaluation, and between two
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(train, trained, tmp_path, read_losses, number, at):
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    train, command, trained, tmp_path, read_losses, capfd, number, at
+):
     stopped = train(out=At(rf"^iter +{at} ", lambda: signal.raise_signal(number)))
     assert stopped.code == 128 + number
-    assert "--init_from=resume" in stopped.out.splitlines()[-1]
+    assert "stopping after this iteration" in capfd.readouterr().err
+    words = shlex.split(stopped.out.splitlines()[-1].partition("go on with: ")[2])
+    assert words[:2] == [sys.orig_argv[0], "train.py"] and words[-1] == "--init_from=resume"
     assert read_losses(tmp_path / "out")[-1]["iter"] == 4
-    check_resumed(train("--init_from=resume"), trained, tmp_path / "out", read_losses)
+    check_resumed(command(*words[1:]), trained, tmp_path / "out", read_losses)
 
 
 @pytest.mark.parametrize("at", [4, 6])
@@ -335,7 +343,7 @@ def test_a_finished_run_can_be_made_longer(finished, train, read_losses):
 def test_a_finished_run_has_nothing_to_resume(finished, train, read_losses):
     before = read_losses(finished)
     done = train("--init_from=resume")
-    assert done.code == 0 and "next: python sample.py" in done.out
+    assert done.code == 0 and "nothing is left to do" in done.out and "next: " in done.out
     assert without_clock(read_losses(finished))[1:] == without_clock(before)[1:]
 
 
@@ -363,10 +371,11 @@ def test_what_cannot_be_resumed_is_told_and_left_as_it_is(
     assert snapshot(finished) == before
 
 
-def test_a_run_is_not_resumed_on_other_tokens(finished, train, the_error, snapshot, tmp_path):
+def test_a_run_is_not_resumed_on_other_tokens(finished, prepared, train, the_error, snapshot, tmp_path):
     rng, before = np.random.default_rng(0), snapshot(finished)
     data = write_data(tmp_path / "other", rng.integers(900, 940, 300), rng.integers(900, 950, 60))
-    the_error(train("--init_from=resume", f"--data_dir={data}"), "train.py")
+    told = the_error(train("--init_from=resume", f"--data_dir={data}"), "train.py")
+    assert str(prepared.folder) in told and "--data_dir" in told
     assert snapshot(finished) == before
 
 
@@ -415,7 +424,7 @@ def test_data_that_do_not_fit_are_told(train, prepared, the_error, tmp_path, har
         (["--device=nonsense"], ["device", "'nonsense'"]),
         (["--seed=1000000000000000000000000"], ["seed"]),
         (["--init_from=resume"], ["last.pt", "train.py"]),
-        (["--max_iters=0"], ["max_iters", "[1, inf)"]),
+        (["--max_iters=0"], ["max_iters", "at least 1"]),
         (["--dtype=int8"], ["dtype", "'int8'", "bfloat16"]),
     ],
     ids=lambda value: " ".join(value),
