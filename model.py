@@ -721,10 +721,10 @@ class NGrams(nn.Module):
             y = n_with[1] / (n_with[1] + 2 * n_with[2])
             discounts = [0.0, *(c - (c + 1) * y * n_with[c + 1] / n_with[c] for c in (1, 2, 3))]
             saved = torch.tensor(discounts).clamp(min=0.1)[count.clamp(max=3)] * (count > 0)
-            total = torch.bincount(context, count, n_contexts)
+            total = torch.bincount(context, count, n_contexts)  # 0 for what only the data's first tokens hold
             backoff = torch.bincount(context, saved, n_contexts) / total
             tables[f"keys{k}"] = key
-            tables[f"probs{k}"] = ((count - saved) / total[context]).float()
+            tables[f"probs{k}"] = ((count - saved) / total[context].clamp(min=1)).float()
             tables[f"backoff{k}"] = backoff.where(total > 0, 1.0).float()
         tables["probs1"][n] = tables["backoff1"][0]  # what was never seen
         return tables

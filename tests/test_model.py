@@ -6,8 +6,10 @@ import math
 import pathlib
 import pickle
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from config import UserError
 from model import (
@@ -15,6 +17,7 @@ from model import (
     GPT,
     GPTConfig,
     HalfPrecisionCrossEntropy,
+    NGrams,
     choose,
     choose_device,
     corpus_tables,
@@ -501,6 +504,18 @@ def test_a_repetition_penalty_touches_what_was_said_alone():
     after = penalized(logits, torch.tensor([[1, 3], [0, 0]]), 2.0)  # 3: no candidate
     changed = torch.tensor([[False, True, False], [True, False, False]])
     assert torch.allclose(after, torch.where(changed, 2 * before, before), atol=1e-6)
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(st.lists(st.integers(0, 4), min_size=5, max_size=40), st.integers(2, 5))
+def test_an_ngram_model_of_any_text_is_a_distribution(tokens, order):
+    tables = NGrams.count(torch.tensor(tokens), 5, order)
+    assert all(bool(table.isfinite().all() and table.min() >= 0) for table in tables.values())
+    model, idx = NGrams(tables), torch.tensor([tokens, tokens[::-1]])
+    probs = model(model.contexts(idx))
+    assert largest_difference(probs.sum(-1), torch.ones(idx.shape)) < 1e-5
+    of_targets = model(model.contexts(idx), idx.flip(1))
+    assert largest_difference(of_targets, probs.gather(-1, idx.flip(1)[..., None])[..., 0]) < 1e-6
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])

@@ -159,6 +159,24 @@ def check_val_loss(out, data, read_losses):
     assert best["bits_per_byte"] == pytest.approx(total / math.log(2) / n_bytes, abs=1e-4)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_preset_trains_on_other_tweets_and_what_it_writes_can_be_used(
+    command, prepared, tmp_path, reverse
+):
+    data = prepared.folder
+    if reverse:  # other tweets come first
+        lines = (data / "processed.txt").read_text(encoding="utf-8").splitlines()[::-1]
+        (tmp_path / "tweets.txt").write_text("\n".join(lines), encoding="utf-8")
+        data = tmp_path / "data"
+        assert command("prepare.py", f"--input={tmp_path / 'tweets.txt'}", f"--data_dir={data}").code == 0
+    flags = ["config/elon.py", f"--data_dir={data}", f"--out_dir={tmp_path / 'out'}", "--batch_size=2"]
+    for more in (["--max_iters=2"], ["--max_iters=3", "--init_from=resume"]):
+        done = command("train.py", *flags, *more)
+        assert done.code == 0, done.err
+    done = command("sample.py", f"--out_dir={tmp_path / 'out'}", "--num_samples=2", "--start=Tesla")
+    assert done.code == 0 and done.out.count("Tesla") >= 2, done.err
+
+
 def test_the_val_loss_is_that_of_every_held_out_token(trained, prepared, read_losses):
     check_val_loss(trained.folder, prepared.folder, read_losses)
 
