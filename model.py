@@ -397,27 +397,21 @@ class GPT(nn.Module):
         weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
         try:
             config = pretrained_config(weights, config_json)
-        except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{name_or_path} holds no GPT-2 or a damaged config.json: {error}") from None
-        block_size = changes.get("block_size", config.block_size)
-        if block_size > config.block_size:
-            raise UserError(
-                f"block_size: {block_size} is more than the {config.block_size} of {name_or_path}; lower it"
-            )
-        model = cls(dataclasses.replace(config, **changes))
-        state = model.state_dict()
-        for name in state:
-            tensor = weights.get(name)
-            if not isinstance(tensor, torch.Tensor):
-                raise UserError(f"{name_or_path} lacks the weights {name}; is it a GPT-2?")
-            # OpenAI's code stored the matrices of attention and MLP as (in, out); Linear wants (out, in)
-            transposed = name.startswith("h.") and tensor.dim() == 2
-            state[name] = tensor.t() if transposed else tensor
-        state["wpe.weight"] = state["wpe.weight"][:block_size]
-        try:
+            if changes.get("block_size", 0) > config.block_size:
+                raise UserError(
+                    f"a block_size of {changes['block_size']} is more than its {config.block_size}"
+                )
+            model = cls(dataclasses.replace(config, **changes))
+            state = {name: weights.get(name) for name in model.state_dict()}
+            if missing := [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]:
+                raise UserError(f"it lacks the weights {missing[0]}")
+            for name, tensor in state.items():
+                # OpenAI's code stored the matrices of attention and MLP as (in, out); Linear wants (out, in)
+                state[name] = tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
+            state["wpe.weight"] = state["wpe.weight"][: model.config.block_size]
             model.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{name_or_path}: the weights do not fit its config.json: {error}") from None
+        except (OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise UserError(f"{name_or_path} holds no GPT-2 that can be used here: {error}") from None
         return model.eval()
 
 
@@ -915,19 +909,37 @@ def checked_tables(config, state):
 
 
 def pretrained_config(weights, path):
-    """The GPTConfig of a GPT-2, from the config.json at `path` or, where there is none, from its tensors."""
+    """The GPTConfig of a GPT-2 with these tensors; `path` is that of its config.json, which may be missing.
+
+    Raises UserError for relatives of GPT-2, which compute something else with the same tensors.
+    """
     theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     vocab_size, n_embd = weights["wte.weight"].shape
-    if theirs.get("n_embd", n_embd) != n_embd:
-        raise ValueError(f"it promises {theirs['n_embd']} channels, the weights have {n_embd}")
+    shape = {
+        "n_positions": len(weights["wpe.weight"]),
+        "n_layer": sum(name.endswith(".ln_1.weight") for name in weights),
+        "n_embd": n_embd,
+    }
+    gelu = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+    as_gpt2 = shape | {
+        "vocab_size": GPTConfig.vocab_size, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+    }  # fmt: skip
+    for name, value in as_gpt2.items():
+        if theirs.get(name, value) != value:
+            raise UserError(f"{name} is {theirs[name]} in its config.json, where {value} was expected")
+    if vocab_size != GPTConfig.vocab_size:
+        raise UserError(f"it knows {vocab_size:,} tokens, not GPT-2's {GPTConfig.vocab_size:,}")
+    if (form := theirs.get("activation_function", "gelu_new")) not in gelu:
+        raise UserError(f"its activation_function is {form}, none of {', '.join(gelu)}")
     return GPTConfig(
-        block_size=theirs.get("n_positions", len(weights["wpe.weight"])),
+        block_size=shape["n_positions"],
         vocab_size=vocab_size,
-        n_layer=theirs.get("n_layer", sum(name.endswith(".ln_1.weight") for name in weights)),
+        n_layer=shape["n_layer"],
         n_head=theirs.get("n_head", n_embd // 64),  # as in all that OpenAI published
         n_embd=n_embd,
         dropout=float(theirs.get("resid_pdrop", 0.1)),
-        gelu="exact" if theirs.get("activation_function") == "gelu" else "tanh",
+        gelu=gelu[form],
     )
 
 
@@ -954,15 +966,14 @@ def read_pretrained(name_or_path):
         path = found[0] if importlib.util.find_spec("safetensors") else found[-1]
     if not path.exists():
         raise UserError(f"there is no {path}; name a file, a folder or one of {', '.join(PRETRAINED)}")
-    config_json = path.parent / "config.json"
     if path.suffix != ".safetensors":
-        return read_tensors(path), config_json
+        return read_tensors(path), path.parent / "config.json"
     try:
         import safetensors.torch
+
+        return safetensors.torch.load_file(path), path.parent / "config.json"
     except ImportError:
         raise UserError(f"to read {path}, `pip install safetensors`") from None
-    try:
-        return safetensors.torch.load_file(path), config_json
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 

@@ -11,12 +11,9 @@ Prints the tweets, each with its novelty, and adds them to out/samples.txt.
 """
 
 import array
-import bisect
-import dataclasses
-import json
+import io
 import pathlib
 import re
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -210,22 +207,17 @@ def keep(lines, start, settings, path):
 # --- novelty --------------------------------------------------------------------------------------
 
 
-def words(text):
-    return re.findall(r"\w+", text.casefold())
-
-
 class TrainingTweets:
-    """The word sequences of the tweets that a model was trained on, as hashes: 16 bytes a word."""
+    """The tweets that a model was trained on: their words, and a hash of each four in a row."""
 
     def __init__(self, tweets):
-        self.tweets, flat, self.ends = tweets, array.array("q"), array.array("q")
+        self.tweets, hashes = tweets, array.array("q", [2**63 - 1])  # so that a search ends within it
+        text = io.StringIO()
         for tweet in tweets:
-            flat.extend(map(hash, words(tweet)))
-            flat.append(0)  # parts the tweets
-            self.ends.append(len(flat))
-        self.hashes = np.frombuffer(flat, np.int64) if flat else np.zeros(0, np.int64)
-        self.grams = gram_hashes(self.hashes)
-        self.grams.sort()
+            own = words(tweet)
+            hashes.extend(map(hash, grams(own)))
+            text.write(f" {' '.join(own)} \n")
+        self.text, self.hashes = text.getvalue(), np.unique(np.array(hashes, np.int64))
 
     @classmethod
     def read(cls, path):
@@ -234,38 +226,29 @@ class TrainingTweets:
             return cls([tweet for tweet in map(str.rstrip, file) if not held_out(tweet)])
 
     def novelty(self, text):
-        """The share of the text's word 4-grams in no training tweet, and a tweet that holds the whole text.
+        """The share of the text's word 4-grams in no training tweet, and a tweet that holds all its words.
 
         That tweet is None where there is none. A text of fewer than four words counts as one gram.
         """
-        own = np.array([hash(word) for word in words(text)], np.int64)
-        if not len(own):
+        own = words(text)
+        if not own:
             return 1.0, None
-        source = self.find(own)
+        at = self.text.find(f" {' '.join(own)} ")
+        source = self.tweets[self.text.count("\n", 0, at)] if at >= 0 else None
         if len(own) < GRAM:
             return float(source is None), source
-        grams = gram_hashes(own)
-        places = np.searchsorted(self.grams, grams).clip(max=max(len(self.grams) - 1, 0))
-        known = self.grams[places] == grams if len(self.grams) else np.zeros(len(grams), bool)
+        wanted = np.array([hash(gram) for gram in grams(own)], np.int64)
+        known = self.hashes[np.searchsorted(self.hashes, wanted)] == wanted
         return float(1 - known.mean()), source
 
-    def find(self, own):
-        """The first training tweet that holds the words of `own` in a row, or None."""
-        last = len(self.hashes) - len(own) + 1
-        places = np.flatnonzero(self.hashes[: max(last, 0)] == own[0])
-        for offset in range(1, len(own)):
-            places = places[self.hashes[places + offset] == own[offset]]
-        return self.tweets[bisect.bisect_right(self.ends, places[0])] if len(places) else None
+
+def words(text):
+    return re.findall(r"\w+", text.casefold())
 
 
-def gram_hashes(hashes):
-    """A hash of each run of four words: (n,) int64 -> (n - 3,) uint64."""
-    parts = hashes.view(np.uint64)
-    total = np.zeros(max(len(parts) - GRAM + 1, 0), np.uint64)
-    for offset in range(GRAM):
-        total = total * np.uint64(0x9E3779B97F4A7C15) + parts[offset : offset + len(total)]
-        total ^= total >> np.uint64(29)
-    return total
+def grams(words):
+    """All four words in a row: a list of n gives n - 3 tuples."""
+    return zip(*(words[offset:] for offset in range(GRAM)), strict=False)
 
 
 # --- looking inside -------------------------------------------------------------------------------
@@ -328,36 +311,27 @@ def export(model, folder):
         )
     if folder.exists():
         raise UserError(f"export: {folder} is there already; name a new folder")
-    like = GPT(dataclasses.replace(config, bias=True)).state_dict()  # a bias that is missing is 0
-    weights = {name: model.state_dict().get(name, torch.zeros_like(tensor)) for name, tensor in like.items()}
-    weights = {
-        f"transformer.{name}": (tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor)
-        for name, tensor in weights.items()
-    }
-    weights = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+    except ImportError:
+        raise UserError("export needs transformers: `pip install transformers`") from None
+    shape = {name: getattr(config, name) for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
     dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
-    ends = {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT}
-    described = {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": config.block_size,
-        "vocab_size": config.vocab_size, "n_layer": config.n_layer, "n_head": config.n_head,
-        "n_embd": config.n_embd, "activation_function": "gelu" if config.gelu == "exact" else "gelu_new",
-    } | dropout | ends  # fmt: skip
-    tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    tokenizer = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.block_size} | tokens
+    gelu = "gelu" if config.gelu == "exact" else "gelu_new"
+    theirs = GPT2LMHeadModel(
+        GPT2Config(n_positions=config.block_size, activation_function=gelu, **shape, **dropout)
+    )
+    weights = model.state_dict()
+    for name, tensor in theirs.transformer.state_dict().items():
+        ours = weights.get(name, torch.zeros_like(tensor))  # a bias that is missing is 0
+        tensor.copy_(ours.t() if name.startswith("h.") and ours.dim() == 2 else ours)
+    merges, vocabulary = vocabulary_files()
+    tokenizer = GPT2TokenizerFast(vocabulary, merges, model_max_length=config.block_size)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as parent:
         beside = pathlib.Path(parent) / folder.name
-        beside.mkdir()
-        for name, content in (("config.json", described), ("tokenizer_config.json", tokenizer)):
-            (beside / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for name, source in zip(("merges.txt", "vocab.json"), vocabulary_files(), strict=True):
-            shutil.copyfile(source, beside / name)
-        try:
-            import safetensors.torch
-
-            safetensors.torch.save_file(weights, beside / "model.safetensors", {"format": "pt"})
-        except ImportError:
-            torch.save(weights, beside / "pytorch_model.bin")
+        theirs.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
         beside.replace(folder)
     print(f"written: {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})")
 

@@ -160,5 +160,34 @@ def test_a_download_that_fails_is_told_in_one_line(command, the_error, monkeypat
 def test_a_damaged_config_is_told(peers, tmp_path):
     shutil.copytree(peers["deep"][1] / "safe", tmp_path / "gpt")
     (tmp_path / "gpt" / "config.json").write_text(json.dumps({"n_embd": 32}))
-    with pytest.raises(UserError, match="channels"):
+    with pytest.raises(UserError, match="n_embd is 32 .* 64 was expected"):
         GPT.from_pretrained(tmp_path / "gpt")
+    (tmp_path / "gpt" / "config.json").write_text("[")
+    with pytest.raises(UserError, match="no GPT-2 that can be used"):
+        GPT.from_pretrained(tmp_path / "gpt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tie_word_embeddings": False},
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"activation_function": "relu"},
+        {"layer_norm_epsilon": 1e-2},
+        {"vocab_size": 50_300},
+    ],
+    ids=str,
+)
+def test_relatives_of_gpt2_are_refused(tmp_path, command, the_error, change):
+    config = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=16, n_positions=8, **change)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt")
+    told = the_error(command("sample.py", f"--init_from={tmp_path / 'gpt'}"), "sample.py")
+    assert next(iter(change)) in told
+
+
+def test_another_vocabulary_is_refused_without_a_config(tmp_path):
+    config = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=16, n_positions=8, vocab_size=1_000)
+    torch.save(transformers.GPT2LMHeadModel(config).state_dict(), tmp_path / "gpt.bin")
+    with pytest.raises(UserError, match="1,000 tokens"):
+        GPT.from_pretrained(tmp_path / "gpt.bin")
