@@ -69,15 +69,17 @@ class GPTConfig:
             if field.type is int and value < least:
                 raise UserError(f"{field.name}: {value} is too small; it must be at least {least}")
             if field.type is float and not 0 <= value < 1:
-                raise UserError(f"{field.name}: {value} is out of range; it must lie in [0, 1)")
+                raise UserError(f"{field.name}: {value} is out of range; it must be at least 0 and below 1")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.gelu not in ("exact", "tanh"):
             raise UserError(f"gelu: {self.gelu!r} is not one of exact, tanh")
         if (self.spelling or self.ngram_order) and not self.compact_vocab:
             raise UserError("spelling and ngram_order need compact_vocab=True")
-        if self.ngram_order == 1 or (self.noise and not self.ngram_order):
-            raise UserError(f"ngram_order: {self.ngram_order} should be 2 or more (noise needs it), or 0")
+        if self.ngram_order == 1 or (self.ngram_order and not self.ngram_weight):
+            raise UserError("ngram_order must be 2 or more, with an ngram_weight above 0, or else 0")
+        if self.noise and not self.ngram_order:
+            raise UserError("noise needs an ngram_order of 2 or more")
 
 
 class CausalSelfAttention(nn.Module):
@@ -172,6 +174,8 @@ class GPT(nn.Module):
     def __init__(self, config, token_counts=None, n_rows=None):
         """token_counts: how often each id occurs, (vocab_size,), where `output_bias` should start from it."""
         super().__init__()
+        if config.compact_vocab and n_rows is None:
+            raise UserError("compact_vocab needs the tables of corpus_tables(): use make_gpt(config, tables)")
         self.config = config
         self.notes = {}  # what was saved beside the weights
         n_rows = n_rows or config.vocab_size
@@ -271,14 +275,14 @@ class GPT(nn.Module):
 
     # --- looking inside -------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def log_probs(self, idx):
         """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
         logits = self(idx)[0]
         # not log_softmax, which on a CPU with AVX2 loses 1e-4 where many logits are small and equal
         return logits - logits.logsumexp(-1, keepdim=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def attention_maps(self, idx):
         """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T), rows sum to 1."""
         x, mask = self._enter(idx, self._vectors()[0])
@@ -657,7 +661,6 @@ class SmallCorpusGPT(GPT):
         symbols = torch.cat([kept, once + rare + self.log_once_share, rare + self.log_unseen_share], -1)
         return self._mixed(symbols, self.tables.place_of_id[idx])
 
-    @torch.inference_mode()  # in which n-grams may be added in place
     def _logits(self, hidden, head, idx):
         symbols = self._symbols(hidden, head, idx)
         group_of_unseen = self.tables.group_of[self.n_seen - self.n_kept :]

@@ -121,9 +121,8 @@ def main(settings):
         kept = train.n_tweets + val.n_tweets
         rows = kept + dropped.total()
         if not kept:
-            raise UserError(
-                f"nothing is left of {rows} rows after cleaning ({reasons(dropped)}): wrong column?"
-            )
+            doubt = f"no row by --user={settings.user}" if settings.user and not rows else "wrong column"
+            raise UserError(f"nothing is left of {rows} rows after cleaning ({reasons(dropped)}): {doubt}?")
         if not (train.n_tweets and val.n_tweets):
             counts = f"{train.n_tweets} for train, {val.n_tweets} for val"
             raise UserError(f"too few tweets for both splits ({counts}); a few hundred are a good start")

@@ -209,8 +209,8 @@ class Run:
     def finite(self, loss):
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss became {loss} before iteration {self.iteration:,}; lower learning_rate or "
-                f"grad_clip. {self.out_dir}/last.pt still holds the run as last saved"
+                f"the loss became {loss} before iteration {self.iteration:,}; lower learning_rate, or set "
+                f"grad_clip to 1 or less. {self.out_dir}/last.pt still holds the run as last saved"
             )
         return loss
 

@@ -336,6 +336,9 @@ def test_dropout_acts_in_training_only():
         ({"dropout": math.nan}, "dropout"),
         ({"bias": 1}, "bias"),
         ({"gelu": "relu"}, "gelu"),
+        ({"compact_vocab": True, "ngram_order": 1}, "ngram_order"),
+        ({"compact_vocab": True, "ngram_order": 5, "ngram_weight": 0.0}, "ngram_weight"),
+        ({"compact_vocab": True, "noise": 0.5}, "noise needs an ngram_order"),
     ],
 )
 def test_a_shape_that_fits_no_model_is_refused(values, name):
@@ -351,6 +354,16 @@ def test_a_config_is_frozen():
 def test_a_compact_vocabulary_needs_to_know_the_corpus():
     with pytest.raises(UserError, match="compact_vocab"):
         make_gpt(GPTConfig(compact_vocab=True))
+    with pytest.raises(UserError, match="make_gpt"):
+        GPT(GPTConfig(compact_vocab=True))
+
+
+def test_what_it_returns_can_be_used_in_training(model):
+    """No tensors that refuse changes in place, and no logits that are cut off from the weights."""
+    idx = text()
+    model.log_probs(idx).add_(1), model.attention_maps(idx).add_(1)
+    gradients = torch.autograd.grad(model(idx)[0].logsumexp(-1).square().mean(), model.wpe.weight)
+    assert gradients[0].abs().max() > 0
 
 
 def test_buffers_are_in_the_order_of_the_tables():

@@ -613,7 +613,7 @@ def test_one_author(run, write_csv, the_error, tmp_path):
     assert run(path, flags=["--user=nasa"]).code == 0
     found = lines_of(tmp_path / "out")
     assert found == list(dict.fromkeys(tweet for tweet, author in rows if author != "esa"))
-    assert "wrong" in the_error(run(path, flags=["--user=nobody"]), "prepare.py")
+    assert "no row by --user=nobody?" in the_error(run(path, flags=["--user=nobody"]), "prepare.py")
     lone = write_csv(tmp_path / "lone.csv", [["text"], *([tweet] for tweet in FILLER)])
     assert "it has text" in the_error(run(lone, flags=["--user=nasa"]), "prepare.py")
     (tmp_path / "lines.txt").write_text("\n".join(FILLER))

@@ -160,7 +160,7 @@ def test_a_download_that_fails_is_told_in_one_line(command, the_error, monkeypat
 def test_a_damaged_config_is_told(peers, tmp_path):
     shutil.copytree(peers["deep"][1] / "safe", tmp_path / "gpt")
     (tmp_path / "gpt" / "config.json").write_text(json.dumps({"n_embd": 32}))
-    with pytest.raises(UserError, match="n_embd is 32 .* 64 was expected"):
+    with pytest.raises(UserError, match="n_embd is 32"):
         GPT.from_pretrained(tmp_path / "gpt")
     (tmp_path / "gpt" / "config.json").write_text("[")
     with pytest.raises(UserError, match="no GPT-2 that can be used"):
