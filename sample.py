@@ -274,6 +274,9 @@ def plot_attention(model, tokenizer, ids, path):
             panel.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
             panel.set_xticks(range(T), labels, rotation=90, fontsize=7, parse_math=False)
             panel.set_yticks(range(T), labels, fontsize=7, parse_math=False)
+    figure.suptitle(
+        "How much each token (a row) looks at itself and those before it (the columns)", fontsize=10
+    )
     figure.colorbar(image, ax=axes, label="attention (each row sums to 1)", shrink=0.8)
     with written_whole(path, "wb") as file:
         figure.savefig(file, dpi=100, format="png")
