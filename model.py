@@ -313,23 +313,18 @@ class GPT(nn.Module):
         Keys and values are kept, so each step reads one token. Learned positions end at block_size:
         when the cache is full, the newest half of it is read again, and it goes on.
         """
-        asked, block_size = len(idx), self.config.block_size
-        device, size = idx.device, self.config.n_embd // self.config.n_head
+        config, block_size, device, asked = self.config, self.config.block_size, idx.device, len(idx)
         seeds = torch.randint(2**62, (asked,)).tolist() if seeds is None else seeds
         # CPUs round the products of fewer than four rows otherwise than those of more, and so a tweet would
         # depend on how many are written at once: always write four, some of them twice.
         rows = [row % asked for row in range(max(asked, 4))]
         B, text = len(rows), idx[rows]  # (B, T), grows
-        luck = [
-            torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seeds[row])) for row in rows
-        ]
-        luck = torch.stack(luck).to(device)  # (B, max_new_tokens), all there will be
-
-        shape = (self.config.n_layer, 2, B, self.config.n_head, block_size, size)
+        luck = uniform([seeds[row] for row in rows], max_new_tokens).to(device)  # (B, max_new_tokens)
+        shape = (config.n_layer, 2, B, config.n_head, block_size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
         embeddings, head = self._vectors()
         ids = self._candidates()  # (n,)
-        candidate_of = torch.full((self.config.vocab_size,), len(ids), device=device)  # n: is none
+        candidate_of = torch.full((config.vocab_size,), len(ids), device=device)  # n: is none
         candidate_of[ids] = torch.arange(len(ids), device=device)
         window, start = text[:, -block_size:], 0  # what it looks back on; how much of it is in the cache
         if bool((window == window[:1]).all()):
@@ -417,6 +412,11 @@ class GPT(nn.Module):
         except (OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise UserError(f"{name_or_path} holds no GPT-2 that can be used here: {error}") from None
         return model.eval()
+
+
+def uniform(seeds, n):
+    """n numbers from [0, 1) for each of the seeds: (len(seeds), n)."""
+    return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def penalized(logits, said, penalty):

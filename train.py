@@ -180,7 +180,8 @@ class Run:
         self.model = model.to(device)
         self.averaged = self.model  # what is evaluated and kept: the running mean of the weights, if any
         if settings.average_decay:
-            self.averaged = copy.deepcopy(self.model, {id(table): table for table in self.model.buffers()})
+            shared = {id(table): table for table in self.model.buffers()}  # the weights are copied, not these
+            self.averaged = copy.deepcopy(self.model, shared)
         self.optimizer = make_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
         self.iteration = 0  # steps done
@@ -405,8 +406,10 @@ def summed(number):
 def agreed(signals, iteration, settings, device):
     """The signal to stop for, or 0. Several processes ask each other, every log_interval iterations."""
     mine = signals[0] if signals else 0
-    if world_size() == 1 or iteration % settings.log_interval:
-        return mine if world_size() == 1 else 0
+    if world_size() == 1:
+        return mine
+    if iteration % settings.log_interval:
+        return 0
     anyone = torch.tensor(mine, device=device)
     dist.all_reduce(anyone, dist.ReduceOp.MAX)
     return int(anyone)
@@ -433,7 +436,8 @@ def load_data(settings):
         counts = torch.zeros(GPTConfig.vocab_size, dtype=torch.int64)
         for token, count in meta["train_token_counts"].items():
             counts[int(token)] = count
-        if counts.min() < 0 or counts.sum() != meta["train_tokens"] or not int(meta["val_bytes"]) > 0:
+        sizes = int(meta["val_bytes"]), int(meta["val_tokens"]) - 1
+        if counts.min() < 0 or counts.sum() != meta["train_tokens"] or min(sizes) < 1:
             raise ValueError("its numbers do not add up")
     except FileNotFoundError:
         raise UserError(
@@ -447,7 +451,7 @@ def load_data(settings):
         size = path.stat().st_size
         if size % 2 or size // 2 != meta.get(f"{name}_tokens"):
             raise UserError(f"{path} does not match meta.json ({size} bytes); run prepare.py again")
-        if size // 2 <= (settings.block_size if name == "train" else 1):
+        if name == "train" and size // 2 <= settings.block_size:
             raise UserError(
                 f"{path} holds {size // 2} tokens, too few for a window; "
                 f"use more tweets or a block_size below {settings.block_size}"
