@@ -9,11 +9,12 @@
     model = GPT.load("out/best.pt")
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
-Read it from the top: attention, MLP, block, then the GPT that stacks them and writes text. That is all
-of GPT-2. Then come a faster loss, SmallCorpusGPT, which adds what a few thousand tweets need, and files.
+Read it from the top to GPT.stream: attention, MLP, block, how a token is chosen, then the GPT that stacks
+the blocks and writes text. That is all of GPT-2. After that come a faster loss; SmallCorpusGPT, which adds
+what a few thousand tweets need; and reading files.
 
 Names are GPT-2's, so that its weights load: wte and wpe embed tokens and positions, h are the blocks, ln
-is a LayerNorm, c_attn makes queries, keys and values, c_fc widens, c_proj leads back to C channels.
+is a LayerNorm, c_attn makes queries, keys and values, c_fc widens, c_proj maps back to C channels.
 """
 
 import collections
@@ -34,14 +35,14 @@ from config import UserError, written_whole
 
 CHECKPOINT_FORMAT = 1
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-END_OF_TEXT = 50256  # the id before each tweet
-# 512 positions of logits at a time: the whole (B * T, V) is never held, and backward needs no second pass
+END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tweet begins
+# logits of 512 positions at a time: all (B * T, V) are never held, and backward needs no second pass
 LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT; raises UserError (a ValueError) for values that fit no model."""
+    """The shape of a GPT. The rest of the class checks it: UserError (a ValueError) for impossible values."""
 
     block_size: int = 64  # the most tokens it can look back on
     vocab_size: int = 50257
@@ -51,14 +52,14 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it
     gelu: str = "exact"  # or "tanh", the approximation that GPT-2's weights were trained with
-    separate_tweets: bool = False  # a tweet does not see what is before its <|endoftext|>
-    output_bias: bool = False  # a bias for each row of the head, started at the log of its frequency
+    separate_tweets: bool = False  # hide what is before its <|endoftext|> from a tweet
+    output_bias: bool = False  # a bias for each row of the head, initialised to its log frequency
     # what helps on a small corpus; all of it needs the tables that corpus_tables() makes
     compact_vocab: bool = False  # a row for each token seen twice or more, and one shared by all others
-    spelling: int = 0  # vectors that pieces of the tokens' spelling share by a hash; 0 for none
-    ngram_order: int = 0  # predictions are mixed with those of an n-gram model of this order
-    ngram_weight: float = 0.5  # its share of the mixture
-    noise: float = 0.0  # scale of the chance that training replaces a token that the network reads
+    spelling: int = 0  # size of the hash table of spelling vectors; 0 for none
+    ngram_order: int = 0  # mix in an n-gram model of this order; 0 for none
+    ngram_weight: float = 0.5  # the n-gram model's share of each prediction
+    noise: float = 0.0  # how strongly training replaces input tokens at random
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -77,7 +78,7 @@ class GPTConfig:
         if (self.spelling or self.ngram_order) and not self.compact_vocab:
             raise UserError("spelling and ngram_order need compact_vocab=True")
         if self.ngram_order == 1 or (self.ngram_order and not self.ngram_weight):
-            raise UserError("ngram_order must be 2 or more, with an ngram_weight above 0, or else 0")
+            raise UserError("ngram_order must be 0 or at least 2, and with it ngram_weight must be above 0")
         if self.noise and not self.ngram_order:
             raise UserError("noise needs an ngram_order of 2 or more")
 
@@ -85,8 +86,9 @@ class GPTConfig:
 class CausalSelfAttention(nn.Module):
     """Every token looks at itself and the tokens before it, in n_head different ways at once.
 
-    A head computes softmax(q @ k.T / sqrt(C / n_head)) @ v, in which each token's row holds only those
-    that it may look at (Vaswani et al. 2017, "Attention Is All You Need"). `weights` spells it out;
+    A token's query q says what it looks for, its key k what it offers, its value v what it passes on.
+    A head computes softmax(q @ k.T / sqrt(C / n_head)) @ v, with the softmax over only the tokens that
+    each may look at (Vaswani et al. 2017, "Attention Is All You Need"). `weights` spells it out;
     `forward` leaves it to a fused function.
     """
 
@@ -101,38 +103,33 @@ class CausalSelfAttention(nn.Module):
     def queries_keys_values(self, x):
         """(B, T, C) -> three of (B, n_head, T, C / n_head)."""
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        return qkv.permute(2, 0, 3, 1, 4).unbind()
+        heads = (B, T, self.n_head, C // self.n_head)
+        return [part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=-1)]
 
     def weights(self, x, mask=None):
-        """How much each token looks at each: (B, T, C) -> (B, n_head, T, T), rows sum to 1."""
+        """How much each token looks at each: (B, T, C) -> (B, n_head, T, T); rows sum to 1."""
         q, k, _ = self.queries_keys_values(x)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         allowed = torch.ones_like(scores, dtype=torch.bool).tril() if mask is None else mask
         return scores.masked_fill(~allowed, -math.inf).softmax(-1)
 
     def forward(self, x, mask=None, cache=None, start=0):
-        """(B, T, C) -> (B, T, C).
+        """(B, T, C) -> (B, T, C), for T tokens that `start` others precede.
 
         mask: what each token may look at, boolean, (B, 1, T, start + T), or None for all before it.
-        cache: (2, B, n_head, block_size, C / n_head), keys and values of the `start` tokens before x;
-        those of x are written into it. Without a mask, x behind others must be a single token.
+        cache: (2, B, n_head, block_size, C / n_head), the keys and values of those `start` tokens; those
+        of x are written into it. Without a mask, x after cached tokens must be a single token.
         """
         B, T, C = x.shape
         q, k, v = self.queries_keys_values(x)
         if cache is not None:
             cache[0, :, :, start : start + T] = k
             cache[1, :, :, start : start + T] = v
-            if start > 0:
+            if start > 0:  # at 0, k and v are already all there is
                 k, v = cache[:, :, :, : start + T]
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and start == 0,  # one token behind others may look at all
-        )  # (B, n_head, T, C / n_head)
+        dropout = self.dropout if self.training else 0.0
+        causal = mask is None and start == 0  # a single token after others may look at all of them
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)  # (B, n_head, T, C / n_head)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads' results side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -153,7 +150,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP; each adds to the residual stream x what it computes from a normalised copy."""
+    """Attention, then MLP. Each reads a normalised copy of x, the residual stream, and adds its result."""
 
     def __init__(self, config):
         super().__init__()
@@ -168,11 +165,50 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+# --- choosing a token -----------------------------------------------------------------------------
+
+
+def choose(logits, draws, temperature, top_k, top_p):
+    """Draw one of n tokens for each row: logits (B, n), draws (B,) from [0, 1) -> (B,) int64.
+
+    Raises UserError if the logits are not finite numbers.
+    """
+    n, greedy = logits.shape[-1], temperature == 0
+    # the likeliest first
+    logits, order = logits.max(-1, keepdim=True) if greedy else logits.topk(min(top_k or n, n))
+    if not bool(logits[:, 0].isfinite().all()):
+        raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
+    if greedy:
+        return order[:, 0]
+    probs = ((logits - logits[:, :1]).double() / temperature).softmax(-1)
+    cumulative = probs.cumsum(-1)
+    n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)  # the fewest that reach top_p
+    reached = cumulative.gather(1, n_allowed - 1)
+    # the first token whose cumulative probability exceeds a uniform draw
+    at = torch.searchsorted(cumulative, draws[:, None] * reached, right=True)
+    return order.gather(1, at.minimum(n_allowed - 1))[:, 0]  # rounding must not step past the last one
+
+
+def penalized(logits, used, penalty):
+    """Log-probabilities from logits (B, n), times `penalty` for the tokens `used` (B, T), where n is none."""
+    log_probs = F.pad(logits.log_softmax(-1), (0, 1))
+    return log_probs.scatter(1, used, penalty * log_probs.gather(1, used))[:, :-1]
+
+
+def uniform(seeds, n):
+    """n numbers from [0, 1) for each of the seeds: (len(seeds), n)."""
+    return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
 class GPT(nn.Module):
     """GPT-2: embeddings, a stack of blocks, a final LayerNorm, and a head tied to the embeddings."""
 
     def __init__(self, config, token_counts=None, n_rows=None):
-        """token_counts: how often each id occurs, (vocab_size,), where `output_bias` should start from it."""
+        """token_counts: how often the token of each row occurs, (n_rows,), for `output_bias` to start from;
+        n_rows: rows of wte, vocab_size if None."""
         super().__init__()
         if config.compact_vocab and n_rows is None:
             raise UserError("compact_vocab needs the tables of corpus_tables(): use make_gpt(config, tables)")
@@ -187,47 +223,67 @@ class GPT(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(n_rows)) if config.output_bias else None
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                # GPT-2's: 2 * n_layer results add up in the residual stream, so they start smaller
+                # as in GPT-2: 2 * n_layer results are summed in the residual stream, so each starts smaller
                 scale = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
                 nn.init.normal_(parameter, std=0.02 / scale)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         if config.output_bias and token_counts is not None:
-            # log p of each row by its count alone: what there is to know before reading any context
+            # log p of each row by its count alone, before reading any context; 0 counts as a half
             counts = token_counts.double().clamp(min=0.5)
             self.head_bias.data.copy_((counts / counts.sum()).log())
 
+    # What follows up to `forward` is a line each here; SmallCorpusGPT overrides it.
+
+    def _token_vectors(self):
+        """The vectors to read tokens by, (V, C), and the head that scores the next: the same, and a bias."""
+        return self.wte.weight, (self.wte.weight, self.head_bias)
+
+    def _embed(self, idx, embeddings):
+        """(B, T) -> (B, T, C)."""
+        return F.embedding(idx, embeddings)
+
+    def _logits(self, hidden, head, idx):
+        """Scores of all ids as the next: (B, T, C) -> (B, T, V)."""
+        return F.linear(hidden, *head)
+
+    def _loss(self, hidden, head, idx, targets):
+        """The mean loss of `targets` (B, T), of which -1 are ignored."""
+        return self._cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
+
     def forward(self, idx, targets=None):
-        """Predict the token after each.
+        """Predict, at each position, the next token.
 
         idx, targets: (B, T) int64 GPT-2 ids, T <= block_size; targets of -1 are ignored.
         Returns (logits, loss). With targets, loss is the mean negative log-likelihood over the full
-        vocabulary, in nats a token, and logits is None; in training mode it is that of the network
+        vocabulary, in nats per token, and logits is None; in training mode it is that of the network
         alone, on noised input. Without targets, logits are (B, T, vocab_size), whose log_softmax is the
         model's distribution, and loss is None.
         """
-        embeddings, head = self._vectors()
-        hidden = self._hidden(idx, embeddings)  # (B, T, C)
+        embeddings, head = self._token_vectors()
+        hidden = self._run_blocks(idx, embeddings)  # (B, T, C)
         if targets is None:
             return self._logits(hidden, head, idx), None
         return None, self._loss(hidden, head, idx, targets)
 
-    def _hidden(self, idx, embeddings, cache=None, start=0):
-        """What the head reads after each token: (B, T) -> (B, T - start, C).
+    def _run_blocks(self, idx, embeddings, cache=None, start=0):
+        """The last block's output, normalised: (B, T) -> (B, T - start, C).
 
-        The keys and values of the first `start` tokens are in `cache` already, so they are skipped.
+        idx holds all tokens so far; those from `start` on are computed, the others' keys and values are in
+        `cache`.
         """
-        x, mask = self._enter(idx, embeddings, start)
+        x, mask = self._embed_and_mask(idx, embeddings, start)
         for layer, block in enumerate(self.h):
             x = block(x, mask, None if cache is None else cache[layer], start)
         return self.ln_f(x)
 
-    def _enter(self, idx, embeddings, start=0):
+    def _embed_and_mask(self, idx, embeddings, start=0):
         """What enters the first block, (B, T - start, C), and the mask for attention, or None."""
-        T, block_size = idx.shape[1], self.config.block_size
-        if block_size < T:
-            raise ValueError(f"{T} tokens are more than block_size, {block_size}")
-        position, mask = torch.arange(T, device=idx.device), None  # (T,)
+        T = idx.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
+        position = torch.arange(T, device=idx.device)  # (T,)
+        mask = None
         if self.config.separate_tweets:
             # a token's tweet begins at the last <|endoftext|> that is not after it, (B, T)
             begins = position.where(idx == END_OF_TEXT, 0).cummax(1).values
@@ -235,43 +291,6 @@ class GPT(nn.Module):
             mask = mask[:, None, start:]  # (B, 1, T - start, T): the same for all heads
             position = position - begins  # (B, T), counted from there
         return self.drop(self._embed(idx[:, start:], embeddings) + self.wpe(position[..., start:])), mask
-
-    def _cross_entropy(self, hidden, head, targets, reduction="mean"):
-        """-log p of each target's row of the head: hidden (N, C), targets (N,), of which -1 are ignored."""
-        weight, bias = head
-        if self.training and torch.is_autocast_enabled(targets.device.type):
-            dtype = torch.get_autocast_dtype(targets.device.type)
-            return HalfPrecisionCrossEntropy.apply(hidden, weight, bias, targets, dtype)
-        return F.linear_cross_entropy(
-            hidden, weight, targets, linear_bias=bias, ignore_index=-1, reduction=reduction,
-            options=LOSS_OPTIONS,
-        )  # fmt: skip
-
-    # the steps that SmallCorpusGPT takes otherwise, and GPT-2 hardly needs: skip them on a first reading
-
-    def _vectors(self):
-        """What a token is read by, (V, C), and what scores it as the next: the same (tied), and a bias."""
-        return self.wte.weight, (self.wte.weight, self.head_bias)
-
-    def _embed(self, idx, embeddings):
-        """(B, T) -> (B, T, C)."""
-        return F.embedding(idx, embeddings)
-
-    def _loss(self, hidden, head, idx, targets):
-        """The mean loss of `targets` (B, T), of which -1 are ignored."""
-        return self._cross_entropy(hidden.flatten(0, 1), head, targets.flatten())
-
-    def _logits(self, hidden, head, idx):
-        """Logits of all ids: (B, T, C) -> (B, T, V)."""
-        return F.linear(hidden, *head)
-
-    def _candidates(self):
-        """The ids that may be written, (n,)."""
-        return torch.arange(self.config.vocab_size, device=self.wte.weight.device)
-
-    def _scores(self, hidden, head, idx):
-        """Logits of the candidates: (B, 1, C) after all of idx (B, T) -> (B, n)."""
-        return self._logits(hidden, head, idx)[:, 0]
 
     # --- looking inside -------------------------------------------------------------------------------
 
@@ -284,8 +303,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, idx):
-        """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T), rows sum to 1."""
-        x, mask = self._enter(idx, self._vectors()[0])
+        """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T); rows sum to 1."""
+        x, mask = self._embed_and_mask(idx, self._token_vectors()[0])
         maps = []
         for block in self.h:
             maps.append(block.attn.weights(block.ln_1(x), mask))
@@ -293,6 +312,14 @@ class GPT(nn.Module):
         return torch.stack(maps)
 
     # --- from probabilities to text ---------------------------------------------------------------
+
+    def _candidates(self):
+        """The ids that may be written, (n,)."""
+        return torch.arange(self.config.vocab_size, device=self.wte.weight.device)
+
+    def _scores(self, hidden, head, idx):
+        """Logits of the candidates: (B, 1, C) after all of idx (B, T) -> (B, n)."""
+        return self._logits(hidden, head, idx)[:, 0]
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, stop_token=None, **how):
         """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new); arguments as in `stream`."""
@@ -307,49 +334,76 @@ class GPT(nn.Module):
         Each token's log-probability is multiplied by `repetition_penalty` if the row holds it already
         (after Keskar et al. 2019) and divided by `temperature`, where 0 takes the likeliest; then one
         is drawn among the `top_k` likeliest and, of these, the smallest set whose probability reaches
-        `top_p` (Holtzman et al. 2020). A row that has produced `stop_token` goes on with it, and the
-        stream ends when all rows have. `seeds`, one a row, make a row independent of its batch.
+        `top_p` (Holtzman et al. 2020). Once a row has produced `stop_token`, it repeats it, and the stream
+        ends when all rows have. `seeds`, one for each row, make a row independent of its batch.
 
-        Keys and values are kept, so each step reads one token. Learned positions end at block_size:
-        when the cache is full, the newest half of it is read again, and it goes on.
+        Keys and values are kept, so each step reads one token. Positions are learned only up to
+        block_size: when the cache is full, the newest half is read again, and generation continues.
         """
-        config, block_size, device, asked = self.config, self.config.block_size, idx.device, len(idx)
-        seeds = torch.randint(2**62, (asked,)).tolist() if seeds is None else seeds
-        # CPUs round the products of fewer than four rows otherwise than those of more, and so a tweet would
-        # depend on how many are written at once: always write four, some of them twice.
-        rows = [row % asked for row in range(max(asked, 4))]
-        B, text = len(rows), idx[rows]  # (B, T), grows
-        luck = uniform([seeds[row] for row in rows], max_new_tokens).to(device)  # (B, max_new_tokens)
-        shape = (config.n_layer, 2, B, config.n_head, block_size, config.n_embd // config.n_head)
-        cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
-        embeddings, head = self._vectors()
+        config, device, n_rows = self.config, idx.device, len(idx)
+        seeds = torch.randint(2**62, (n_rows,)).tolist() if seeds is None else seeds
+        # On CPUs, products of fewer than four rows round differently from larger ones, so a tweet would
+        # depend on how many are written at once. So write at least four, repeating some.
+        rows = [row % n_rows for row in range(max(n_rows, 4))]
+        text = idx[rows]  # (B, T), grows
+        draws = uniform([seeds[row] for row in rows], max_new_tokens).to(device)  # (B, max_new_tokens)
+
+        embeddings, head = self._token_vectors()
         ids = self._candidates()  # (n,)
-        candidate_of = torch.full((config.vocab_size,), len(ids), device=device)  # n: is none
+        candidate_of = torch.full((config.vocab_size,), len(ids), device=device)  # n: not a candidate
         candidate_of[ids] = torch.arange(len(ids), device=device)
-        window, start = text[:, -block_size:], 0  # what it looks back on; how much of it is in the cache
+        shape = (
+            config.n_layer,
+            2,
+            len(text),
+            config.n_head,
+            config.block_size,
+            config.n_embd // config.n_head,
+        )
+        cache = torch.zeros(shape, device=device, dtype=self.wte.weight.dtype)
+        window = text[:, -config.block_size :]  # what the next token depends on
+        start = 0  # how many tokens of it are in the cache
         if bool((window == window[:1]).all()):
             window = window[:1]  # one prompt for all: read it once, and let the cache repeat it
-        finished = torch.zeros(B, dtype=torch.bool, device=device)
+        finished = torch.zeros(len(text), dtype=torch.bool, device=device)
         for step in range(max_new_tokens):
-            hidden = self._hidden(window, embeddings, cache, start)[:, -1:].expand(B, -1, -1)
+            # read what is new in the window
+            hidden = self._run_blocks(window, embeddings, cache, start)[:, -1:].expand(len(text), -1, -1)
             start = window.shape[1]
+            # score every token that may come next
             scores = self._scores(hidden, head, text)  # (B, n)
-            if step == 0 and stop_token is not None:  # do not end a text that has not begun
+            if step == 0 and stop_token is not None:  # do not end a text before it has begun
                 scores = scores.masked_fill((ids == stop_token) & (text[:, -1:] == stop_token), -math.inf)
             if repetition_penalty != 1.0:
                 scores = penalized(scores, candidate_of[text], repetition_penalty)
-            token = ids[choose(scores, luck[:, step], temperature, top_k, top_p)]
+            # draw one
+            token = ids[choose(scores, draws[:, step], temperature, top_k, top_p)]
             if stop_token is not None:
                 token = token.where(~finished, stop_token)
                 finished |= token == stop_token
-            yield token[:asked]
+            yield token[:n_rows]
             if stop_token is not None and bool(finished.all()):
                 return
+            # append it
             text = torch.cat([text, token[:, None]], 1)
-            if start == block_size:  # full: read the newest half anew
-                start, window = 0, text[:, -max(block_size // 2, 1) :]
+            if start == config.block_size:  # full: read the newest half anew
+                start = 0
+                window = text[:, -max(config.block_size // 2, 1) :]
             else:
                 window = text[:, -(start + 1) :]
+
+    # --- memory and speed -------------------------------------------------------------------------
+
+    def _cross_entropy(self, hidden, head, targets, reduction="mean"):
+        """-log p of each target's row of the head: hidden (N, C), targets (N,), of which -1 are ignored."""
+        weight, bias = head
+        if self.training and torch.is_autocast_enabled(targets.device.type):
+            dtype = torch.get_autocast_dtype(targets.device.type)
+            return HalfPrecisionCrossEntropy.apply(hidden, weight, bias, targets, dtype)
+        return F.linear_cross_entropy(
+            hidden, weight, targets, linear_bias=bias, ignore_index=-1, reduction=reduction,
+            options=LOSS_OPTIONS,
+        )  # fmt: skip
 
     # --- from and to files ------------------------------------------------------------------------
 
@@ -386,11 +440,11 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path, **changes):
-        """A GPT with the weights of a GPT-2, in evaluation mode.
+        """A model with GPT-2's weights, in evaluation mode.
 
         name_or_path: gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded once; or a Hugging
         Face folder, its pytorch_model.bin or its model.safetensors. `changes` replace entries of the
-        config: a smaller block_size, dropout, separate_tweets. Raises UserError where that cannot be.
+        config: a smaller block_size, dropout, separate_tweets. Raises UserError if that is impossible.
         """
         weights, config_json = read_pretrained(name_or_path)
         weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
@@ -403,46 +457,15 @@ class GPT(nn.Module):
             model = cls(dataclasses.replace(config, **changes))
             state = {name: weights.get(name) for name in model.state_dict()}
             if missing := [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]:
-                raise UserError(f"it lacks the weights {missing[0]}")
+                raise UserError(f"it lacks the weight {missing[0]}")
             for name, tensor in state.items():
                 # OpenAI's code stored the matrices of attention and MLP as (in, out); Linear wants (out, in)
                 state[name] = tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
             state["wpe.weight"] = state["wpe.weight"][: model.config.block_size]
             model.load_state_dict(state)
         except (OSError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise UserError(f"{name_or_path} holds no GPT-2 that can be used here: {error}") from None
+            raise UserError(f"{name_or_path} is not a usable GPT-2: {error}") from None
         return model.eval()
-
-
-def uniform(seeds, n):
-    """n numbers from [0, 1) for each of the seeds: (len(seeds), n)."""
-    return torch.stack([torch.rand(n, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def penalized(logits, said, penalty):
-    """Log-probabilities from logits (B, n), times `penalty` for what was said: (B, T), n for none."""
-    log_probs = F.pad(logits.log_softmax(-1), (0, 1))
-    return log_probs.scatter(1, said, penalty * log_probs.gather(1, said))[:, :-1]
-
-
-def choose(logits, luck, temperature, top_k, top_p):
-    """Draw one of n tokens a row: logits (B, n), luck (B,) from [0, 1) -> (B,) int64.
-
-    Raises UserError where the logits are not numbers.
-    """
-    n, greedy = logits.shape[-1], temperature == 0
-    # the likeliest first
-    logits, order = logits.max(-1, keepdim=True) if greedy else logits.topk(min(top_k or n, n))
-    if not bool(logits[:, 0].isfinite().all()):
-        raise UserError("the model's probabilities are not numbers; its weights must be damaged")
-    if greedy:
-        return order[:, 0]
-    probs = ((logits - logits[:, :1]).double() / temperature).softmax(-1)
-    cumulative = probs.cumsum(-1)
-    n_allowed = (cumulative - probs < top_p).sum(-1, keepdim=True)  # the fewest that reach top_p
-    reached = cumulative.gather(1, n_allowed - 1)
-    at = torch.searchsorted(cumulative, luck[:, None] * reached, right=True)  # as often as is likely
-    return order.gather(1, at.minimum(n_allowed - 1))[:, 0]
 
 
 # --- a faster loss --------------------------------------------------------------------------------
@@ -451,15 +474,15 @@ def choose(logits, luck, temperature, top_k, top_p):
 class HalfPrecisionCrossEntropy(torch.autograd.Function):
     """F.linear_cross_entropy with its matrix products in bfloat16 or float16, the rest in float32.
 
-    The gradients are made along with the loss, since that of the logits is softmax(logits), less one at
-    the target. 512 positions of it are held at a time, or more where the head is small.
+    The gradient of the logits is softmax(logits) minus 1 at the target, so the gradients are computed
+    along with the loss, for 512 positions at a time, or more if the head is small.
     """
 
     @staticmethod
     def forward(ctx, hidden, head, bias, targets, dtype):
         """hidden (N, C), head (rows, C), bias (rows,) or None, targets (N,) -> the mean loss, float32.
 
-        Targets of -1 are ignored: multiplied by 0, since to leave them out would make a GPU wait.
+        Targets of -1 are multiplied by 0, because filtering them out would stall a GPU.
         """
         wide, rows, counted = head.to(dtype).t(), len(head), (targets >= 0)[:, None]  # (C, rows), …, (N, 1)
         log_probs, d_hidden = hidden.new_empty(len(hidden)), torch.empty_like(hidden)
@@ -486,7 +509,7 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        *gradients, n = ctx.saved_tensors  # scaled in place, as nobody goes backward twice
+        *gradients, n = ctx.saved_tensors  # scaled in place: backward runs only once
         return *(d if d is None else d.mul_(gradient / n) for d in gradients), None, None
 
 
@@ -496,7 +519,8 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
 def make_gpt(config, tables=None):
     """The GPT that `config` describes, with random weights.
 
-    tables: what corpus_tables() made, for `compact_vocab` and `output_bias`. Raises UserError without.
+    tables: what corpus_tables() made; compact_vocab raises UserError without them, and output_bias then
+    starts at 0.
     """
     if config.compact_vocab:
         return SmallCorpusGPT(config, tables)
@@ -504,15 +528,15 @@ def make_gpt(config, tables=None):
 
 
 class SmallCorpusGPT(GPT):
-    """A GPT with a compact vocabulary, the spelling of tokens, noise and a share for n-grams.
+    """A GPT with a compact vocabulary, spelling vectors, input noise and an n-gram model.
 
-    Tokens that the training data holds once or never share one row, "rare". What a singleton's
-    neighbours teach is then what to expect of a token that is new. Let N1 tokens occur once in the
-    training data and N2 twice. By Good and Turing (Good 1953, "The Population Frequencies of Species"),
-    as much new text holds 2 * N2 of the singletons and N1 tokens that never occurred: rare tokens are
+    Tokens that the training data holds once or never share one row, "rare". Those that occur once, the
+    singletons, then teach where to expect a new token. Let N1 tokens occur once in the training data and
+    N2 twice. By Good and Turing (Good 1953, "The Population Frequencies of Species"), new text of the same
+    length contains 2 * N2 of the singletons and N1 tokens that never occurred: rare tokens are
     (N1 + 2 * N2) / N1 times as frequent there, and 2 * N2 / (N1 + 2 * N2) of them are singletons.
-    Within either part, groups of tokens that look alike are scored by what the network has read
-    (`spelling`), or all tokens are as likely.
+    Within each part, groups of tokens that look alike are scored from context (`spelling`), or all tokens
+    are equally likely.
 
     Inside, a token is known by its place in `id_of_place`: below n_kept it has a row of its own, below
     n_seen it occurred once, and the rest never occurred.
@@ -546,7 +570,7 @@ class SmallCorpusGPT(GPT):
         self._derive(counts, n_once)
 
     def _derive(self, counts, n_once):
-        """What follows from the tables, and so need not be saved."""
+        """Compute what follows from the tables and so need not be saved."""
 
         def keep(name, table):
             self.tables.register_buffer(name, table, persistent=False)
@@ -565,16 +589,16 @@ class SmallCorpusGPT(GPT):
             followers = torch.bincount(pairs // n_symbols, minlength=n_symbols)[: self.n_seen]
             chance = self.config.noise * followers / counts[self.tables.id_of_place[: self.n_seen]]
             keep("noise_chance", F.pad(chance, (0, self.config.vocab_size - self.n_seen)))
-            keep("noise", pairs % n_symbols)  # one a pair, so a draw favours what follows many others
+            keep("noise", pairs % n_symbols)  # one per pair, so a draw favours what follows many others
 
     # from ids to vectors
 
-    def _vectors(self):
+    def _token_vectors(self):
         """As above. With spelling, a token has the sum of its n pieces' vectors, over sqrt(n), on top."""
         embeddings = rows = self.wte.weight
         if self.spell is not None:
             ends, pieces = self.tables.spelling_ends, self.tables.spelling
-            if self.training:  # which reads no others
+            if self.training:  # in which unseen tokens never occur
                 ends, pieces = ends[: self.n_seen + 1], pieces[: self.n_seen_pieces]
             total = F.embedding_bag(pieces, self.spell.weight, ends, mode="sum", include_last_offset=True)
             from_pieces = total / ends.diff().sqrt()[:, None]  # (places, C)
@@ -593,7 +617,7 @@ class SmallCorpusGPT(GPT):
         return F.embedding(places.clamp(max=len(embeddings) - 1), embeddings)  # the last row is "rare"
 
     def _noised(self, places):
-        """Replace tokens by others, the more often the less their followers tell, (B, T) -> (B, T).
+        """Replace some places at random, more often those with many different followers: (B, T) -> (B, T).
 
         After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance
         grows with the share of distinct followers, and the draw is from Kneser-Ney's lowest order. Only
@@ -621,7 +645,7 @@ class SmallCorpusGPT(GPT):
         at, among = self._among_rare(flat >= self.n_seen, tables.log_unseen, hidden, flat)
         log_probs[at] += self.log_unseen_share
         log_probs = self._mixed(log_probs.view(target.shape), tables.place_of_id[idx], target).flatten()
-        log_probs[at] += among
+        log_probs[at] += among  # the n-grams know all unseen tokens as one, so this comes after them
         return -log_probs[valid].mean()
 
     def _among_rare(self, part, log_sizes, hidden, places):
@@ -631,12 +655,12 @@ class SmallCorpusGPT(GPT):
         return at, self._rare_log_probs(hidden[at], log_sizes).gather(1, group[:, None])[:, 0]
 
     def _rare_log_probs(self, hidden, log_sizes):
-        """The log-probability of a token of each group, where groups are so large: (…, C) -> (…, groups)."""
+        """The log-probability of one token of each group, given the groups' sizes: (…, C) -> (…, groups)."""
         scores = self.rare(hidden) @ self.tables.group_features.T
         return scores - (scores + log_sizes).logsumexp(-1, keepdim=True)
 
     def _mixed(self, log_probs, places, targets=None):
-        """Give the n-grams their share of the probability, after the last T' of places (B, T).
+        """Mix in what the n-grams predict after the last T' of places (B, T).
 
         log_probs: of each seen token and of all unseen ones together, (B, T', n_seen + 1), or (B, T')
         those of the places `targets` (B, T').
@@ -679,12 +703,12 @@ class NGrams(nn.Module):
     """An n-gram model: how often each token followed the last few ones in the training data.
 
     Interpolated modified Kneser-Ney (Chen & Goodman 1999, "An Empirical Study of Smoothing Techniques
-    for Language Modeling"): each order discounts its counts and leaves what it saved to the order
-    below, which counts in how many contexts a token occurs instead of how often.
+    for Language Modeling"): each order discounts its counts and gives the probability that this frees to
+    the order below, which counts in how many contexts a token occurs instead of how often.
 
     Tokens are numbers below `n`; n itself stands for all that were never seen, and gets what the lowest
-    order saved. An n-gram is known by its place in `keys`, a sorted list of (place of all but its last
-    token) * (n + 1) + last token, so all that follows a context stands side by side: "a b c" has the
+    order freed. An n-gram is known by its place in `keys`, a sorted list of (place of all but its last
+    token) * (n + 1) + last token, so all that follows a context is side by side: "a b c" has the
     key i * (n + 1) + c in keys3, where i is the place of "a b" in keys2. probs3 holds its discounted
     probability after "a b", and backoff3 at i what is left after "a b" for the order below.
     """
@@ -723,7 +747,7 @@ class NGrams(nn.Module):
             tables[f"keys{k}"] = key
             tables[f"probs{k}"] = ((count - saved) / total[context].clamp(min=1)).float()
             tables[f"backoff{k}"] = backoff.where(total > 0, 1.0).float()
-        tables["probs1"][n] = tables["backoff1"][0]  # what was never seen
+        tables["probs1"][n] = tables["backoff1"][0]  # all unseen tokens together
         return tables
 
     def contexts(self, tokens):
@@ -762,7 +786,7 @@ class NGrams(nn.Module):
 
 
 def corpus_tables(config, token_counts, texts=None, tokens=None):
-    """What a model with a compact vocabulary knows of its training data before it is trained.
+    """The tables of its training data that a model with a compact vocabulary needs before training.
 
     token_counts: (vocab_size,) how often each id occurs; texts: the text of each id, for `spelling`;
     tokens: (N,) int64 ids of the training data, for `ngram_order`. Returns tensors by name, for make_gpt().
@@ -797,7 +821,7 @@ def spelled(text):
 
 
 def looks(text):
-    """The kind of a token by its letters, with a mark for a leading space: "Capital ", "digits", …"""
+    """A token's look: the kind of its letters, with a mark for a leading space: "Capital ", "digits", …"""
     bare = text.strip()
     kinds = {
         "space": not bare,
@@ -845,11 +869,11 @@ def read_tensors(path):
         raise UserError(f"there is no checkpoint {path}; run train.py first") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except Exception as error:  # over damage the unpickler stumbles in any way
+    except Exception as error:  # the unpickler fails in many ways on damaged files
         why = (str(error) or type(error).__name__).split(". ")[0].split("\n")[0]
         raise UserError(f"{path} is damaged or holds more than tensors: {why}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds no dictionary of tensors")
+        raise UserError(f"{path} does not contain a dictionary of tensors")
     return found
 
 
@@ -857,14 +881,14 @@ def read_checkpoint(path):
     """The dictionary in a checkpoint of this program; raises UserError when it cannot be read or trusted."""
     checkpoint = read_tensors(path)
     if checkpoint.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{path} is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
+        raise UserError(f"{path} is not a checkpoint of this program (format {CHECKPOINT_FORMAT})")
     return checkpoint
 
 
 def checked_tables(config, state):
-    """The tables among the tensors of a checkpoint, which may be a stranger's or damaged.
+    """The tables among the tensors of a checkpoint, which may be damaged or hostile.
 
-    Raises ValueError where they, or the weights, would fail later or take more memory than the file has.
+    Raises ValueError if they, or the weights, would fail later or need more memory than the file's size.
     """
 
     def demand(fits, name):
@@ -932,7 +956,7 @@ def pretrained_config(weights, path):
         if theirs.get(name, value) != value:
             raise UserError(f"{name} is {theirs[name]} in its config.json, where {value} was expected")
     if vocab_size != GPTConfig.vocab_size:
-        raise UserError(f"it knows {vocab_size:,} tokens, not GPT-2's {GPTConfig.vocab_size:,}")
+        raise UserError(f"it has {vocab_size:,} tokens, not GPT-2's {GPTConfig.vocab_size:,}")
     if (form := theirs.get("activation_function", "gelu_new")) not in gelu:
         raise UserError(f"its activation_function is {form}, none of {', '.join(gelu)}")
     return GPTConfig(
@@ -968,7 +992,7 @@ def read_pretrained(name_or_path):
             raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
         path = found[0] if importlib.util.find_spec("safetensors") else found[-1]
     if not path.exists():
-        raise UserError(f"there is no {path}; name a file, a folder or one of {', '.join(PRETRAINED)}")
+        raise UserError(f"{path} does not exist; name a file, a folder or one of {', '.join(PRETRAINED)}")
     if path.suffix != ".safetensors":
         return read_tensors(path), path.parent / "config.json"
     try:

@@ -5,9 +5,9 @@
     python prepare.py --input='exports/*.csv' --user=nasa --data_dir=data/nasa
     python prepare.py --input=posts.tsv --text_column=post --mentions=keep --dry_run
 
-Reads CSVs, X's archives and plain text, also packed. Writes to data/: processed.txt (one cleaned tweet
-a line), train.bin and val.bin (GPT-2 token ids as uint16, <|endoftext|> before every tweet and at the
-end) and meta.json (what was done).
+Reads CSVs, X's archives and plain text, also zipped or gzipped. Writes to data/: processed.txt (one
+cleaned tweet per line), train.bin and val.bin (GPT-2 token ids as uint16, <|endoftext|> before every tweet
+and at the end) and meta.json (what was done).
 """
 
 import codecs
@@ -55,7 +55,7 @@ ARCHIVE = re.compile(r"tweets?(-part\d+)?\.js")  # the tweets in X's archive, am
 
 DOWNLOAD_SECONDS = 10
 DOWNLOAD_BYTES = 100_000_000  # of the zip, and of the CSV in it
-UNPACKED_BYTES, UNPACKED_TIMES = 100_000_000, 50  # a packed file may grow to either; text grows 3 times
+UNPACKED_BYTES, UNPACKED_TIMES = 100_000_000, 50  # a packed file may grow to the larger; text grows 3 times
 # what the standard library raises for packed files that are damaged, encrypted or of an unknown kind
 UNPACK_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
 CHUNK_ROWS = 50_000
@@ -79,15 +79,15 @@ class Settings:
         group="what to read",
     )
     text_column: str = setting("", f"the column with the tweets, if not {', '.join(TEXT_COLUMNS)}")
-    user: str = setting("", "keep the rows of this author only")
+    user: str = setting("", "keep only this author's rows")
     download_url: str = setting(KAGGLE_URL, "the zip to fetch when no tweets are at hand; empty for none")
 
     mentions: str = setting(
-        "reply", "@handles to drop: those that a reply begins with, none or all",
+        "reply", "drop @handles: those that open a reply, none (keep) or all (strip)",
         choices=("reply", "keep", "strip"), group="cleaning",
     )  # fmt: skip
-    urls: str = setting("strip", "links", choices=("strip", "keep"))
-    min_chars: int = setting(1, "drop what is shorter after cleaning", within="[1, inf)")
+    urls: str = setting("strip", "drop or keep links", choices=("strip", "keep"))
+    min_chars: int = setting(1, "drop tweets that are shorter than this after cleaning", within="[1, inf)")
 
     data_dir: str = setting("data", "the folder to write to", group="where to write")
     dry_run: bool = setting(False, "show ten tweets before and after cleaning, and write nothing")
@@ -122,10 +122,10 @@ def main(settings):
         rows = kept + dropped.total()
         if not kept:
             doubt = f"no row by --user={settings.user}" if settings.user and not rows else "wrong column"
-            raise UserError(f"nothing is left of {rows} rows after cleaning ({reasons(dropped)}): {doubt}?")
+            raise UserError(f"cleaning left none of {rows} rows ({reasons(dropped)}): {doubt}?")
         if not (train.n_tweets and val.n_tweets):
             counts = f"{train.n_tweets} for train, {val.n_tweets} for val"
-            raise UserError(f"too few tweets for both splits ({counts}); a few hundred are a good start")
+            raise UserError(f"too few tweets for both splits ({counts}); use a few hundred or more")
         options = ("text_column", "user", "mentions", "urls", "min_chars")
         meta = {"sources": [{"name": path.name, "sha256": sha256(path)} for path in paths]}
         meta |= {name: getattr(settings, name) for name in options}
@@ -159,13 +159,13 @@ def find_files(inputs):
         else:
             inside = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
             if not inside:
-                raise UserError(f"no file fits the pattern {name!r}")
+                raise UserError(f"no file matches the pattern {name!r}")
         found |= dict.fromkeys(inside)
     return list(found)
 
 
 def may_hold_tweets(file, folder):
-    """By its name: none of a .venv or .git, and not what this program wrote."""
+    """Whether to read a file in a folder: not in a .venv or .git, and not what this program wrote."""
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
     return file.suffix.lower() in KNOWN and file.is_file() and not hidden and file.name != "processed.txt"
 
@@ -193,8 +193,8 @@ def find_tweets(data_dir, url):
 def download(url, path):
     """Fetch the zip at `url` and keep the CSV in it as `path`; return what went wrong, or None.
 
-    A thread fetches it and is left behind after DOWNLOAD_SECONDS, because neither the look-up of a
-    name nor a server that sends a byte a second minds a socket's time-out.
+    A thread fetches it and is abandoned after DOWNLOAD_SECONDS, because a socket's time-out covers neither
+    the look-up of a name nor a server that sends a byte per second.
     """
     outcome = [f"no answer within {DOWNLOAD_SECONDS} s", b""]
 
@@ -278,7 +278,7 @@ def open_in_zip(path, name):
 
 
 class Bounded(io.RawIOBase):
-    """A packed file as it unpacks, which ends in a UserError beyond `limit` bytes and where it is damaged."""
+    """A packed file as it unpacks; raises UserError past `limit` bytes or where it is damaged."""
 
     def __init__(self, unpack, path, limit):
         self.unpack, self.path, self.left, self.stream = unpack, path, limit, None
@@ -300,9 +300,9 @@ class Bounded(io.RawIOBase):
 
 
 def as_text(raw):
-    """A text stream of bytes: UTF-16 where its mark says so, else UTF-8, and Windows-1252 where they are not.
+    """A text stream: UTF-16 if marked so, else UTF-8, in which invalid bytes are read as Windows-1252.
 
-    That is what spreadsheets write on Windows; without control characters, Latin-1 is a part of it.
+    That is what spreadsheets write on Windows; Latin-1, but for its control characters, is a part of it.
     """
     buffered = io.BufferedReader(raw, 1 << 20)
     is_utf16 = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" in Excel
@@ -310,7 +310,7 @@ def as_text(raw):
 
 
 def or_windows_1252(error):
-    """What bytes mean that are no UTF-8: an error handler as codecs.register_error describes it."""
+    """Decode bytes that are not UTF-8: an error handler as codecs.register_error describes it."""
     return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
 
 
@@ -318,7 +318,7 @@ codecs.register_error("or-windows-1252", or_windows_1252)
 
 
 def read_table(path, reopen, settings):
-    """The tweets of a CSV, whose cells commas, semicolons or tabs part."""
+    """The tweets of a CSV, whose cells are separated by commas, semicolons or tabs."""
     import pandas as pd  # here, because sample.py needs only the tokenizer and should start fast
 
     with reopen() as file:
@@ -388,23 +388,32 @@ def read_archive(path, reopen, settings):
         tweets = [item.get("tweet", item) for item in items]
         return [(str(tweet["full_text" if "full_text" in tweet else "text"]), False) for tweet in tweets]
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no tweets.js of an archive, or a damaged one: {error}") from None
+        raise UserError(f"{path} is not a tweets.js from X's archive, or is damaged: {error}") from None
 
 
 def read_lines(path, reopen, settings):
     """The tweets of a text file with one a line."""
     no_author(path, settings)
     with reopen() as file:
-        lines = iter(lambda: file.readline(2 * MAX_CHARS), "")  # in parts where longer than a tweet can be
+        lines = bounded_lines(file)
         while chunk := [(line, False) for line in itertools.islice(lines, CHUNK_ROWS)]:
             yield chunk
+
+
+def bounded_lines(file):
+    """Yield the lines of a text stream, of those that are longer than a tweet can be only the beginning."""
+    begins = True
+    while part := file.readline(2 * MAX_CHARS):
+        if begins:
+            yield part
+        begins = part[-1] in "\r\n"
 
 
 # --- cleaning ---------------------------------------------------------------------------------------
 
 
 def clean(text, settings=Settings()):
-    """One tweet's text without what is not the author's own words; "" when nothing is left.
+    """Only the author's own words of a tweet; "" if none remain.
 
     >>> clean("@a @b Rockets &amp; cars\\nare fun https://t.co/x")
     'Rockets & cars are fun'
@@ -513,7 +522,7 @@ def encode(tokenizer, text):
 
 
 class Split:
-    """One of train.bin and val.bin as it grows."""
+    """train.bin or val.bin while it is written."""
 
     def __init__(self, file, tokenizer):
         self.file, self.tokenizer = file, tokenizer
@@ -530,10 +539,10 @@ class Split:
         self.n_bytes += sum(len(tweet.encode()) + 1 for tweet in tweets)
 
     def encode(self, tweets):
-        """The ids of tweets as uint16. One call for many is five times as fast as one for each.
+        """The ids of tweets as uint16, each with <|endoftext|> before it.
 
-        A clean tweet holds no line break, so one between two keeps their tokens apart as nothing would,
-        and takes the place of <|endoftext|>.
+        Line breaks, which no clean tweet holds, join the tweets; one call encodes them all, five times as
+        fast as one for each; then each line break's token becomes <|endoftext|>.
         """
         text = "\n " + "\n ".join(tweets)
         ids = self.tokenizer.encode_to_numpy(text, disallowed_special=()).astype("<u2")

@@ -24,31 +24,32 @@ from config import UserError, errors_in_one_line, load_settings, printable, sett
 @dataclass(frozen=True)
 class Settings:
     start: str = setting("", "how the tweets begin; FILE:path reads it from a file", group="what to write")
-    num_samples: int = setting(5, "tweets to write", within="[1, inf)")
+    num_samples: int = setting(5, "how many tweets to write", within="[1, inf)")
     max_new_tokens: int = setting(64, "the longest continuation, in tokens", within="[1, inf)")
-    interactive: bool = setting(False, "read prompts from the standard input, a line each")
-    min_novelty: float = setting(0.0, "draw again until a tweet is at least that new", within="[0, 1]")
+    interactive: bool = setting(False, "read prompts from standard input, one per line")
+    min_novelty: float = setting(0.0, "redraw tweets that are less new than this", within="[0, 1]")
 
     temperature: float = setting(
-        0.8, "below 1 is safer, above 1 wilder; 0 is greedy", within="[0, inf)", group="how"
+        0.8,
+        "below 1 is safer, above 1 wilder; 0 always takes the likeliest token",
+        within="[0, inf)",
+        group="how to write",
     )
     top_k: int = setting(200, "draw among the k likeliest tokens; 0 for all", within="[0, inf)")
-    top_p: float = setting(1.0, "of these, the fewest that reach this probability", within="(0, 1]")
-    repetition_penalty: float = setting(
-        1.0, "above 1 avoids tokens that stand there already", within="(0, inf)"
-    )
-    seed: int = setting(1337, "the same seed gives the same tweets, another one others", within="[0, 1e18]")
+    top_p: float = setting(1.0, "of these, the fewest whose probabilities add up to this", within="(0, 1]")
+    repetition_penalty: float = setting(1.0, "above 1 avoids tokens already used", within="(0, inf)")
+    seed: int = setting(1337, "the same seed gives the same tweets", within="[0, 1e18]")
 
     attention: bool = setting(
-        False, "draw out_dir/attention.png, how the model looks at the text", group="files"
+        False, "draw where the model looks in the text, in out_dir/attention.png", group="files"
     )
     out_dir: str = setting("out", "the folder with best.pt; samples.txt is kept there")
     init_from: str = setting("", "write with this GPT-2 (a name or path, as in train.py) instead of best.pt")
-    export: str = setting("", "write the model to this new folder, for Hugging Face's transformers, and end")
+    export: str = setting("", "write the model to this new folder, for Hugging Face's transformers, and exit")
     device: str = setting("cpu", "cpu, cuda, …")
 
 
-if __name__ == "__main__":  # here, so that a typing mistake is answered before torch is imported
+if __name__ == "__main__":  # here, so that typos are reported before the slow import of torch
     settings = load_settings(Settings, sys.argv[1:])
 
 import numpy as np  # noqa: E402
@@ -58,7 +59,7 @@ from model import GPT, choose_device  # noqa: E402
 from prepare import END_OF_TEXT, MAX_CHARS, encode, held_out, load_tokenizer, vocabulary_files  # noqa: E402
 
 BATCH = 100  # samples at a time, so that memory does not grow with their number
-MAX_ROUNDS = 20  # of drawing again for min_novelty
+MAX_ROUNDS = 20  # of redrawing for min_novelty
 GRAM = 4  # words
 
 
@@ -74,18 +75,19 @@ def main(settings):
         return
     writer = Writer(settings, model)
     if settings.interactive and sys.stdin.isatty():
-        print("type how the tweets begin, a line each; Ctrl-D ends", file=sys.stderr)
+        print("type how the tweets begin and press Enter; Ctrl-D ends", file=sys.stderr)
     prompts = sys.stdin if settings.interactive else [settings.start]
     for start in prompts:
-        with_novelty, tweet = [], ""
+        lines = []
+        tweet = ""  # the last one, to draw if there is no prompt
         for tweet, novelty, source in writer.write(read_prompt(start)):
-            with_novelty.append(tweet if novelty is None else f"{novelty:4.0%} new  {tweet}")
-            show(with_novelty[-1] + (f"\n          the same words stand in: {source}" if source else ""))
-        keep(with_novelty, start, settings, out_dir / "samples.txt")
+            lines.append(tweet if novelty is None else f"{novelty:4.0%} new  {tweet}")
+            show(lines[-1] + (f"\n          the same words as: {source}" if source else ""))
+        keep(lines, start, settings, out_dir / "samples.txt")
         if settings.attention:
             text = encode(writer.tokenizer, read_prompt(start) or tweet)
             plot_attention(writer.model, writer.tokenizer, [END_OF_TEXT, *text], out_dir / "attention.png")
-            print(f"drawn: {out_dir}/attention.png", file=sys.stderr)
+            print(f"wrote {out_dir}/attention.png", file=sys.stderr)
 
 
 def read_prompt(start):
@@ -113,7 +115,7 @@ def show(text, end="\n", file=None):
 
 
 class Writer:
-    """A model, its tokenizer and the training tweets, at hand for prompt after prompt."""
+    """A model, its tokenizer and the training tweets, ready for prompt after prompt."""
 
     def __init__(self, settings, model):
         self.settings, self.model, self.tokenizer = settings, model, load_tokenizer()
@@ -126,8 +128,8 @@ class Writer:
             self.known = TrainingTweets.read(processed) if processed.is_file() else None
         if self.known is None:
             if settings.min_novelty:
-                raise UserError(f"min_novelty: {why}, so novelty cannot be told; set it to 0")
-            print(f"{why}, so the novelty of the tweets is not told", file=sys.stderr)
+                raise UserError(f"min_novelty: {why}, so novelty cannot be measured; set it to 0")
+            print(f"{why}, so novelty is not shown", file=sys.stderr)
 
     def write(self, start):
         """Yield num_samples of (tweet, novelty or None, the training tweet that holds all of it or None)."""
@@ -147,8 +149,8 @@ class Writer:
             if not wanted:
                 break
         if rejected:
-            few = f"less new than {self.settings.min_novelty:.0%}"
-            print(f"{rejected} tweets were thrown away, as they are {few}", file=sys.stderr)
+            least = f"{self.settings.min_novelty:.0%}"
+            print(f"rejected {rejected} tweets that were less than {least} new", file=sys.stderr)
         if wanted:
             total = self.settings.num_samples
             print(
@@ -157,16 +159,16 @@ class Writer:
             )
 
     def draw(self, start, seeds):
-        """One tweet a seed, each beginning with `start` and ending where the model ends it."""
+        """One tweet per seed, beginning with `start` and ending where the model ends it."""
         settings = self.settings
         prompt = [END_OF_TEXT, *encode(self.tokenizer, start)]
         if len(prompt) > self.model.config.block_size:
-            print(
-                f"of the prompt's {len(prompt) - 1} tokens, the model reads the last "
-                f"{self.model.config.block_size}, its block_size",
-                file=sys.stderr,
+            most = self.model.config.block_size
+            told = (
+                f"the prompt has {len(prompt) - 1} tokens; the model reads only the last {most} (block_size)"
             )
-        rows = [list(prompt[1:]) for _ in seeds]
+            print(told, file=sys.stderr)
+        rows = [prompt[1:] for _ in seeds]
         live = len(rows) == 1 and sys.stdout.isatty()  # then the tweet appears as it is written
         stream = self.model.stream(
             torch.tensor([prompt] * len(rows), device=self.model.wte.weight.device),
@@ -247,7 +249,7 @@ def words(text):
 
 
 def grams(words):
-    """All four words in a row: a list of n gives n - 3 tuples."""
+    """All runs of four words: a list of n gives n - 3 tuples."""
     return zip(*(words[offset:] for offset in range(GRAM)), strict=False)
 
 
@@ -269,7 +271,7 @@ def plot_attention(model, tokenizer, ids, path):
     for layer in range(n_layer):
         for head in range(n_head):
             panel = axes[layer, head]
-            # the root of the weight, since one strong look would leave all others black
+            # square roots, because one large weight would leave all others black
             image = panel.imshow(maps[layer, head], norm=PowerNorm(0.5, 0, 1), cmap="magma")
             panel.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
             panel.set_xticks(range(T), labels, rotation=90, fontsize=7, parse_math=False)
@@ -303,8 +305,8 @@ def label(tokenizer, token):
 def export(model, folder):
     """Write a Hugging Face folder that GPT2LMHeadModel and pipeline("text-generation") read.
 
-    Raises UserError for a model that GPT2LMHeadModel cannot be, and where the folder exists already.
-    One of separate_tweets gives the same logits for a single tweet.
+    Raises UserError for a model that GPT-2 cannot be, and if the folder exists already. A model trained
+    with separate_tweets gives the same logits there for a single tweet.
     """
     config = model.config
     if config.compact_vocab or config.output_bias:
@@ -313,7 +315,7 @@ def export(model, folder):
             "--spelling=0 --ngram_order=0 --noise=0 --output_bias=False"
         )
     if folder.exists():
-        raise UserError(f"export: {folder} is there already; name a new folder")
+        raise UserError(f"export: {folder} already exists; name a new folder")
     try:
         from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
     except ImportError:
@@ -336,7 +338,7 @@ def export(model, folder):
         theirs.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         beside.replace(folder)
-    print(f"written: {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})")
+    print(f"wrote {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})")
 
 
 if __name__ == "__main__":

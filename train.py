@@ -1,9 +1,9 @@
 """Train a GPT on the tokens that prepare.py wrote.
 
     python train.py config/elon.py                    # the reference run
-    python train.py config/elon.py --batch_size=32    # flags beat the preset
-    python train.py config/tiny.py                    # 20 seconds, to try things out
-    python train.py config/elon.py --init_from=resume # go on where out/last.pt stands
+    python train.py config/elon.py --batch_size=64    # flags beat the preset
+    python train.py config/tiny.py                    # 10 seconds, to try things out
+    python train.py config/elon.py --init_from=resume # continue from out/last.pt
     python train.py config/finetune.py                # start from GPT-2's own weights
     torchrun --standalone --nproc_per_node=8 train.py config/elon.py   # on eight GPUs
 
@@ -37,59 +37,57 @@ class Settings:
     out_dir: str = setting("out", "the folder for checkpoints, loss.csv and loss.png")
     init_from: str = setting(
         "scratch",
-        "scratch; resume, to go on from out_dir/last.pt; or gpt2, gpt2-medium, -large, -xl or the path of "
-        "one, which brings its own n_layer, n_head, n_embd, bias and gelu",
+        "scratch; resume, from out_dir/last.pt; or gpt2, gpt2-medium, gpt2-large, gpt2-xl or a path to such "
+        "weights, which set n_layer, n_head, n_embd, bias and gelu",
     )
 
-    block_size: int = setting(64, "tokens a window", within="[2, inf)", group="the model")
-    n_layer: int = setting(4, "blocks", within="[1, inf)")
-    n_head: int = setting(4, "attention heads a block", within="[1, inf)")
-    n_embd: int = setting(128, "channels; a multiple of n_head", within="[1, inf)")
-    dropout: float = setting(0.2, "share of the activations zeroed in training", within="[0, 1)")
+    block_size: int = setting(
+        64, "tokens per window: the longest context", within="[2, inf)", group="the model"
+    )
+    n_layer: int = setting(4, "transformer blocks", within="[1, inf)")
+    n_head: int = setting(4, "attention heads per block", within="[1, inf)")
+    n_embd: int = setting(128, "size of each token's vector; a multiple of n_head", within="[1, inf)")
+    dropout: float = setting(0.2, "fraction of activations zeroed in training", within="[0, 1)")
     bias: bool = setting(True, "biases in Linear and LayerNorm, as GPT-2 has them")
     gelu: str = setting("exact", "form of GELU; GPT-2's weights need tanh", choices=("exact", "tanh"))
-    separate_tweets: bool = setting(False, "a tweet does not see those before it")
-    output_bias: bool = setting(False, "a bias for each token, started at the log of its frequency")
-    compact_vocab: bool = setting(False, "one row for each token seen twice or more, one for all others")
-    spelling: int = setting(
-        0, "vectors that pieces of spelling share by a hash; 0 for none", within="[0, inf)"
-    )
-    ngram_order: int = setting(0, "order of the n-gram model to mix in; 0 for none", within="[0, inf)")
-    ngram_weight: float = setting(0.5, "its share of the mixture", within="(0, 1)")
-    noise: float = setting(0.0, "scale of the chance that training replaces a token", within="[0, 1)")
+    separate_tweets: bool = setting(False, "hide earlier tweets from each tweet")
+    output_bias: bool = setting(False, "a bias per token, initialised to its log frequency")
+    compact_vocab: bool = setting(False, "an embedding for each token seen twice or more, one for all others")
+    spelling: int = setting(0, "size of the hash table of spelling vectors; 0 for none", within="[0, inf)")
+    ngram_order: int = setting(0, "mix in an n-gram model of this order; 0 for none", within="[0, inf)")
+    ngram_weight: float = setting(0.5, "the n-gram model's share of each prediction", within="(0, 1)")
+    noise: float = setting(0.0, "how strongly training replaces input tokens at random", within="[0, 1)")
 
     batch_size: int = setting(
-        32, "windows a batch, shared by all processes", within="[1, inf)", group="training"
+        32, "windows per batch, over all processes", within="[1, inf)", group="training"
     )
-    gradient_accumulation_steps: int = setting(
-        1, "batches whose mean gradient makes a step", within="[1, inf)"
-    )
-    max_iters: int = setting(2000, "iterations in all", within="[1, inf)")
-    learning_rate: float = setting(1e-3, "AdamW's, after the warm-up", within="(0, inf)")
-    min_lr: float = setting(1e-4, "the learning rate at max_iters, reached along a cosine", within="[0, inf)")
-    warmup_iters: int = setting(50, "iterations until learning_rate is reached", within="[0, inf)")
-    weight_decay: float = setting(0.1, "AdamW's, on matrices only", within="[0, inf)")
-    beta2: float = setting(0.99, "AdamW's, for the gradient's square", within="[0, 1)")
+    gradient_accumulation_steps: int = setting(1, "batches averaged per step of AdamW", within="[1, inf)")
+    max_iters: int = setting(2000, "iterations in total", within="[1, inf)")
+    learning_rate: float = setting(1e-3, "AdamW's, at its peak", within="(0, inf)")
+    min_lr: float = setting(1e-4, "the learning rate at the end, reached along a cosine", within="[0, inf)")
+    warmup_iters: int = setting(50, "iterations to reach learning_rate", within="[0, inf)")
+    weight_decay: float = setting(0.1, "AdamW's, for matrices only", within="[0, inf)")
+    beta2: float = setting(0.99, "AdamW's decay rate for squared gradients", within="[0, 1)")
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", within="[0, inf)")
     average_decay: float = setting(0.0, "evaluate a running mean of the weights; 0 for none", within="[0, 1)")
 
     eval_interval: int = setting(100, "iterations between evaluations", within="[1, inf)", group="reports")
     log_interval: int = setting(10, "iterations between progress lines", within="[1, inf)")
     checkpoint_interval: int = setting(
-        0, "iterations between writing last.pt; 0 for every evaluation", within="[0, inf)"
+        0, "iterations between saves of last.pt; 0 for every evaluation", within="[0, inf)"
     )
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …", group="the machine")
     dtype: str = setting(
         "auto",
-        "of the matrix products; auto takes what is fast",
+        "precision of matrix products; auto picks the fastest",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    compile: bool = setting(False, "torch.compile: a slow start, then faster on a GPU")
+    compile: bool = setting(False, "use torch.compile: slow to start, then faster on a GPU")
     seed: int = setting(1337, "of everything random", within="[0, 1e18]")
 
 
-if __name__ == "__main__":  # here, so that a typing mistake is answered before torch is imported
+if __name__ == "__main__":  # here, so that typos are reported before the slow import of torch
     settings = load_settings(Settings, sys.argv[1:])
 
 import numpy as np  # noqa: E402
@@ -117,8 +115,8 @@ def train(settings, device):
     train_data, val_data, meta = load_data(settings)
     if settings.batch_size % world_size():
         raise UserError(
-            f"batch_size: {settings.batch_size} windows cannot be shared evenly by {world_size()} processes; "
-            f"make it a multiple of {world_size()}"
+            f"batch_size: {settings.batch_size} windows cannot be split evenly among {world_size()} "
+            f"processes; use a multiple of {world_size()}"
         )
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
@@ -130,20 +128,20 @@ def train(settings, device):
     model = DistributedDataParallel(run.model, forward_sync_buffers=False) if world_size() > 1 else run.model
     model = torch.compile(model) if settings.compile else model
     if run.iteration == settings.max_iters:
-        print(f"nothing is left to do: all {run.iteration:,} iterations are done; raise max_iters to go on")
+        print(f"nothing left to do: all {run.iteration:,} iterations are done; raise max_iters to continue")
     progress = Progress(run, len(train_data))
     with stop_signals() as signals:
         while True:
             if is_due := run.is_due():
-                progress.stop_clock()
+                progress.measure_speed()
                 val_loss, bits_per_byte = evaluate(run.averaged, val_data, meta["val_bytes"])
                 run.record(progress.row(val_loss, bits_per_byte))
             run.save_if_due()
-            if is_due:
+            if is_due:  # after saving: a printed line means a saved run, and saving is not timed as training
                 progress.report()
             elif run.iteration % settings.log_interval == 0:
                 progress.log()
-            signal_number = agreed(signals, run.iteration, settings, device)
+            signal_number = signal_agreed_on(signals, run.iteration, settings, device)
             if signal_number or run.iteration == settings.max_iters:
                 break
             loss = train_step(model, run.optimizer, run.scaler, train_data, run.iteration, settings, dtype)
@@ -155,272 +153,15 @@ def train(settings, device):
         resume = "--init_from=resume"
         again = shlex.join([sys.orig_argv[0], *(word for word in sys.argv if word != resume), resume])
         again = again if world_size() == 1 else f"the same command and {resume}"
-        print(f"stopped at iteration {run.iteration:,}; go on with: {again}")
+        print(f"stopped at iteration {run.iteration:,}; to continue: {again}")
         raise SystemExit(128 + signal_number)
-    best, where = run.best, [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
+    best = run.best
+    where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
     print(
         f"best val loss {best['val_loss']:.4f} nats a token, {best['bits_per_byte']:.4f} bits per byte, "
         f"at iteration {best['iter']:,}: {run.out_dir}/best.pt\n"
         f"next: {command('sample.py', *where)}"
     )
-
-
-class Run:
-    """What changes while training, and how it gets to disk and back: out/last.pt holds all of it."""
-
-    def __init__(self, settings, device, dtype, meta, train_data):
-        torch.manual_seed(settings.seed)
-        self.settings, self.out_dir = settings, pathlib.Path(settings.out_dir)
-        self.data = meta["sha256"]
-        saved = self.to_resume() if settings.init_from == "resume" else None
-        if saved:
-            model = GPT.from_checkpoint(saved, self.out_dir / "last.pt")
-        else:
-            model = make_model(settings, meta["counts"], train_data)
-        self.model = model.to(device)
-        self.averaged = self.model  # what is evaluated and kept: the running mean of the weights, if any
-        if settings.average_decay:
-            shared = {id(table): table for table in self.model.buffers()}  # the weights are copied, not these
-            self.averaged = copy.deepcopy(self.model, shared)
-        self.optimizer = make_optimizer(self.model, settings)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
-        self.iteration = 0  # steps done
-        self.losses = []  # of the steps since the last evaluation: tensors, for reading one makes a GPU wait
-        self.history = []  # the rows of loss.csv
-        self.best = {"iter": 0, "val_loss": math.inf, "bits_per_byte": math.inf}
-        if saved:
-            self.restore(saved)
-
-    def count_step(self, loss):
-        """A step was taken, from weights that had this `loss`: count it, and go on with the mean."""
-        self.iteration += 1
-        self.losses.append(loss)
-        if self.averaged is not self.model:
-            share = 1 - self.settings.average_decay if self.iteration > 1 else 1.0
-            with torch.no_grad():
-                for mean, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-                    mean.lerp_(now, share)
-
-    def train_loss(self):
-        """The mean loss since the last evaluation; raises UserError when it is not a number any more."""
-        if not self.losses:
-            return math.nan
-        return self.finite(summed(torch.stack(self.losses).mean()) / world_size())
-
-    def finite(self, loss):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss} before iteration {self.iteration:,}; lower learning_rate, or set "
-                f"grad_clip to 1 or less. {self.out_dir}/last.pt still holds the run as last saved"
-            )
-        return loss
-
-    def is_due(self):
-        """Whether this iteration is to be evaluated, and has not been before the run was resumed."""
-        last = self.iteration == self.settings.max_iters
-        return not self.is_evaluated() and (last or self.iteration % self.settings.eval_interval == 0)
-
-    def is_evaluated(self):
-        return bool(self.history) and self.history[-1]["iter"] == self.iteration
-
-    def record(self, row):
-        """Take the results of an evaluation; write loss.csv, loss.png and, if it is the best, best.pt."""
-        self.losses = []
-        self.history.append(row)
-        if self.finite(row["val_loss"]) < self.best["val_loss"]:
-            self.best = {key: row[key] for key in self.best}
-        if rank() > 0:
-            return
-        with written_whole(self.out_dir / "loss.csv") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.history)
-        plot_losses(self.history, self.best, self.out_dir / "loss.png")
-        if self.best["iter"] == self.iteration:
-            self.averaged.save(self.out_dir / "best.pt", **self.notes())
-
-    def notes(self):
-        return {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
-
-    def save_if_due(self):
-        every, last = self.settings.checkpoint_interval, self.iteration == self.settings.max_iters
-        if last or (self.iteration % every == 0 if every else self.is_evaluated()):
-            self.save()
-
-    def save(self):
-        """Write last.pt."""
-        self.train_loss()  # raises where the weights are lost, before they overwrite good ones
-        state = {
-            "settings": dataclasses.asdict(self.settings),
-            "data": self.data,
-            "iteration": self.iteration,
-            "losses": self.losses,
-            "history": self.history,
-            "best": self.best,
-            "averaged": {name: mean.detach() for name, mean in self.averaged.named_parameters()},
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        if rank() == 0:
-            with written_whole(self.out_dir / "last.pt", "wb") as file:
-                torch.save(self.model.checkpoint(**self.notes()) | state, file)
-
-    def to_resume(self):
-        """What last.pt holds; raises UserError where it is of another run."""
-        path = self.out_dir / "last.pt"
-        saved = read_checkpoint(path)
-        if not isinstance(saved.get("settings"), dict):
-            raise UserError(f"{path} holds weights only; a run is resumed from its last.pt")
-        before, now = saved["settings"], dataclasses.asdict(self.settings)
-        changed = {key for key in now if now[key] != before.get(key)}
-        if refused := sorted(changed - FREE_TO_CHANGE):
-            shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in refused)
-            raise UserError(f"cannot resume {path}: {shown}; give the same preset and flags, or start anew")
-        if saved.get("data") != self.data:
-            raise UserError(
-                f"cannot resume {path}: it began with the tweets that lay in {before.get('data_dir')}, not "
-                f"with those in {self.settings.data_dir}; give the first as --data_dir, or start anew"
-            )
-        for key in sorted(changed - {"init_from"}):
-            print(f"changed since {path} was written: {key} from {before[key]} to {now[key]}")
-        return saved
-
-    def restore(self, saved):
-        """Go back to where last.pt was written."""
-        try:
-            weights = {name: saved["averaged"][name] for name, _ in self.averaged.named_parameters()}
-            self.averaged.load_state_dict(self.model.state_dict() | weights)
-            self.optimizer.load_state_dict(saved["optimizer"])
-            for parameter, moments in self.optimizer.state.items():
-                if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-                    raise ValueError("the optimizer's moments do not fit the weights")
-            self.scaler.load_state_dict(saved["scaler"])
-            self.iteration, self.losses = int(saved["iteration"]), list(saved["losses"])
-            self.history, self.best = list(saved["history"]), dict(saved["best"])
-            names, rows = ("iter", "val_loss", "bits_per_byte"), [*self.history, self.best]
-            torch.tensor([row[name] for row in rows for name in names] + self.losses)  # if all are numbers
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            why = str(error).split("\n")[0]
-            raise UserError(
-                f"{self.out_dir}/last.pt is damaged and cannot be resumed ({why}); start anew"
-            ) from None
-        if self.iteration > self.settings.max_iters:
-            raise UserError(
-                f"max_iters: {self.settings.max_iters:,} is less than the {self.iteration:,} iterations that "
-                f"{self.out_dir}/last.pt has behind it; raise it, or start anew"
-            )
-
-
-def make_model(settings, counts, train_data):
-    """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
-    if settings.init_from != "scratch":
-        for name in ("compact_vocab", "output_bias", "spelling", "ngram_order", "noise"):
-            if value := getattr(settings, name):
-                raise UserError(f"{name}: GPT-2's weights know no such thing; set it to {type(value)(0)}")
-        changes = {name: getattr(settings, name) for name in ("block_size", "dropout", "separate_tweets")}
-        return GPT.from_pretrained(settings.init_from, **changes)
-    shape = [f.name for f in dataclasses.fields(GPTConfig) if hasattr(settings, f.name)]
-    config = GPTConfig(**{name: getattr(settings, name) for name in shape})
-    texts = token_texts() if config.spelling else None
-    tokens = checked(train_data, "train") if config.ngram_order else None
-    return make_gpt(config, corpus_tables(config, counts, texts, tokens))
-
-
-def set_aside(out_dir):
-    """Move what an earlier run left in `out_dir` to out_dir/previous, in place of what lies there."""
-    names = ("best.pt", "last.pt", "loss.csv", "loss.png", "samples.txt", "attention.png")
-    found = [out_dir / name for name in names if (out_dir / name).exists()]
-    if not found:
-        return
-    previous, collecting = out_dir / "previous", out_dir / "previous.tmp"
-    replaced = " (the run that was there is gone)" if previous.exists() else ""
-    collecting.mkdir(exist_ok=True)  # there already if an earlier move was cut short: then complete it
-    for path in found:
-        path.replace(collecting / path.name)
-    shutil.rmtree(previous, ignore_errors=True)
-    collecting.replace(previous)
-    print(
-        f"the earlier run in {out_dir} is now in {previous}{replaced}; to go on with it instead, "
-        f"move it back and add --init_from=resume"
-    )
-
-
-@contextlib.contextmanager
-def stop_signals():
-    """Collect Ctrl-C and SIGTERM in a list, so that an iteration can end; a second one ends it at once."""
-    received, before = [], {}
-
-    def note(number, frame):
-        received.append(number)
-        signal.signal(number, before[number])
-        if rank() == 0:  # os.write, because print may be what was interrupted
-            os.write(
-                2, b"\nstopping after this iteration; once more to stop at once, and lose what is not saved\n"
-            )
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# --- the machine ----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def processes(device_name):
-    """Join the other processes, where torchrun has started several; yields the torch.device of this one."""
-    device = choose_device(device_name)
-    if "RANK" not in os.environ:
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
-        yield device
-    dist.destroy_process_group()
-
-
-def rank():
-    """The number of this process; the first, 0, is the one that prints and writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def summed(number):
-    """The sum of a number (a tensor with one) over all processes, as a float. It makes a GPU wait."""
-    if world_size() > 1:
-        number = number.double()
-        dist.all_reduce(number)
-    return float(number)
-
-
-def agreed(signals, iteration, settings, device):
-    """The signal to stop for, or 0. Several processes ask each other, every log_interval iterations."""
-    mine = signals[0] if signals else 0
-    if world_size() == 1:
-        return mine
-    if iteration % settings.log_interval:
-        return 0
-    anyone = torch.tensor(mine, device=device)
-    dist.all_reduce(anyone, dist.ReduceOp.MAX)
-    return int(anyone)
-
-
-def choose_dtype(device):
-    """What the device multiplies fast. A CPU without instructions for bfloat16 needs far longer for it."""
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -441,7 +182,7 @@ def load_data(settings):
             raise ValueError("its numbers do not add up")
     except FileNotFoundError:
         raise UserError(
-            f"{folder}/meta.json is not there; run prepare.py --data_dir={folder} first"
+            f"{folder}/meta.json does not exist; run prepare.py --data_dir={folder} first"
         ) from None
     except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError, ValueError) as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); run prepare.py again") from None
@@ -467,20 +208,19 @@ def checked(tokens, name):
     return torch.from_numpy(tokens.astype(np.int64))
 
 
-def get_batch(data, settings, step, device):
+def get_batch(data, settings, number, device):
     """Random windows of block_size tokens and the tokens after each: two (batch_size, block_size) int64.
 
-    What is drawn depends on the seed and the step alone, so a resumed run needs no state for it. Of
-    several processes each takes its share of the windows: (batch_size / processes, block_size).
+    What is drawn depends on the seed and the batch's number alone, so a resumed run needs no state for it.
+    Of several processes each takes its share of the windows: (batch_size / processes, block_size).
     """
-    rng = np.random.default_rng((settings.seed, step))
+    rng = np.random.default_rng((settings.seed, number))
     starts = rng.integers(len(data) - settings.block_size, size=(settings.batch_size, 1))
     starts = starts[rank() :: world_size()]
     windows = checked(data[starts + np.arange(settings.block_size + 1)], "train")
     if device.type == "cuda":
-        windows = windows.pin_memory().to(device, non_blocking=True)
-    else:
-        windows = windows.to(device)
+        windows = windows.pin_memory()
+    windows = windows.to(device, non_blocking=device.type == "cuda")
     return windows[:, :-1], windows[:, 1:]
 
 
@@ -509,21 +249,22 @@ def learning_rate_at(iteration, settings):
 def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
     """One iteration: the gradient of one global batch, clipped, and a step of AdamW. Returns the loss."""
     model.train()
-    # dropout and noise are seeded anew for each step, so that a resumed run needs no state of them
+    # dropout and noise are reseeded at each step, so a resumed run needs no random state
     seed = np.random.SeedSequence((settings.seed, iteration, rank())).generate_state(1)
     torch.manual_seed(int(seed[0]))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(iteration, settings)
-    micro_steps, total = settings.gradient_accumulation_steps, 0.0
-    device = optimizer.param_groups[0]["params"][0].device
-    for step in range(iteration * micro_steps, (iteration + 1) * micro_steps):
-        idx, targets = get_batch(data, settings, step, device)
-        alone = world_size() > 1 and (step + 1) % micro_steps  # exchange gradients once an iteration
+    batches, total = settings.gradient_accumulation_steps, 0.0
+    device = next(model.parameters()).device
+    for number in range(iteration * batches, (iteration + 1) * batches):
+        idx, targets = get_batch(data, settings, number, device)
+        alone = world_size() > 1 and (number + 1) % batches  # exchange gradients after the last batch only
         with model.no_sync() if alone else contextlib.nullcontext():
             with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
                 _, loss = model(idx, targets)
-            scaler.scale(loss / micro_steps).backward()
-        total += loss.detach() / micro_steps
+            # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
+            scaler.scale(loss / batches).backward()
+        total += loss.detach() / batches
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
     scaler.step(optimizer)
@@ -536,33 +277,220 @@ def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
 def evaluate(model, data, n_bytes, batch_size=512):
     """(val loss in nats a token, bits per byte) over all of `data`, in float32 and without dropout.
 
-    Every token but the first is scored once: windows move on by half a block, and each but the first
-    scores its newer half, so that (past the start) every token has half a block of context or more,
-    of which `separate_tweets` hides other tweets. Several processes share the windows.
+    Every token but the first is scored once: windows advance by half a block, and each but the first scores
+    its newer half, so that (past the start) every token has at least half a block before it, of which
+    `separate_tweets` hides other tweets. Several processes share the windows.
     """
     model.eval()
     block_size, device = model.config.block_size, next(model.parameters()).device
-    n_targets, step, offsets = len(data) - 1, max(block_size // 2, 1), np.arange(block_size)
-    starts = np.arange(0, max(n_targets - block_size, 0) + step, step)[:, None]  # (windows, 1)
+    n_targets, stride, offsets = len(data) - 1, max(block_size // 2, 1), np.arange(block_size)
+    starts = np.arange(0, max(n_targets - block_size, 0) + stride, stride)[:, None]  # (windows, 1)
     starts = starts[rank() :: world_size()]
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     for start in np.split(starts, range(batch_size, len(starts), batch_size)):
         places = start + offsets  # (batch_size, block_size)
-        scored = ((start == 0) | (offsets >= block_size - step)) & (places < n_targets)
+        scored = ((start == 0) | (offsets >= block_size - stride)) & (places < n_targets)
         tokens = checked(data[np.minimum(start + np.arange(block_size + 1), n_targets)], "val")
         targets = tokens[:, 1:].where(torch.from_numpy(scored), -1)
         _, loss = model(tokens[:, :-1].to(device), targets.to(device))
-        if scored.any():  # the mean of none is NaN
+        if scored.any():  # a process may have no windows, and the mean of nothing is NaN
             total += loss * int(scored.sum())
     total = summed(total)
     return total / n_targets, total / math.log(2) / n_bytes
+
+
+# --- the run and its files -------------------------------------------------------------------------
+
+
+class Run:
+    """The state that changes during training, and how it is saved and restored: out/last.pt holds it all."""
+
+    def __init__(self, settings, device, dtype, meta, train_data):
+        torch.manual_seed(settings.seed)
+        self.settings, self.out_dir = settings, pathlib.Path(settings.out_dir)
+        self.data_sha256 = meta["sha256"]
+        saved = self.read_last() if settings.init_from == "resume" else None
+        if saved:
+            model = GPT.from_checkpoint(saved, self.out_dir / "last.pt")
+        else:
+            model = make_model(settings, meta["counts"], train_data)
+        self.model = model.to(device)
+        self.averaged = self.model  # what is evaluated and kept: the running mean of the weights, if any
+        if settings.average_decay:
+            shared = {id(table): table for table in self.model.buffers()}  # only the weights are copied
+            self.averaged = copy.deepcopy(self.model, shared)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+        self.iteration = 0  # steps done
+        self.losses = []  # since the last evaluation: kept as tensors, because reading a number stalls a GPU
+        self.history = []  # the rows of loss.csv
+        self.best = {"iter": 0, "val_loss": math.inf, "bits_per_byte": math.inf}
+        if saved:
+            self.restore(saved)
+
+    def count_step(self, loss):
+        """Count a step and update the mean of the weights; `loss` is from before the step."""
+        self.iteration += 1
+        self.losses.append(loss)
+        if self.averaged is not self.model:
+            # the first step replaces the random start, which should not linger in the mean
+            share = 1 - self.settings.average_decay if self.iteration > 1 else 1.0
+            with torch.no_grad():
+                for mean, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                    mean.lerp_(now, share)
+
+    def train_loss(self):
+        """The mean loss since the last evaluation; raises UserError when it is no longer finite."""
+        if not self.losses:
+            return math.nan
+        return self.check_finite(summed(torch.stack(self.losses).mean()) / world_size())
+
+    def check_finite(self, loss):
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} by iteration {self.iteration:,}; lower learning_rate, or set "
+                f"grad_clip to 1 or less. {self.out_dir}/last.pt holds the last good state"
+            )
+        return loss
+
+    def is_due(self):
+        """Whether to evaluate now, unless that was done before the run was resumed."""
+        last = self.iteration == self.settings.max_iters
+        return not self.is_evaluated() and (last or self.iteration % self.settings.eval_interval == 0)
+
+    def is_evaluated(self):
+        return bool(self.history) and self.history[-1]["iter"] == self.iteration
+
+    def record(self, row):
+        """Take the results of an evaluation; write loss.csv, loss.png and, if it is the best, best.pt."""
+        self.losses = []
+        self.history.append(row)
+        if self.check_finite(row["val_loss"]) < self.best["val_loss"]:
+            self.best = {key: row[key] for key in self.best}
+        if rank() > 0:
+            return
+        with written_whole(self.out_dir / "loss.csv") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.history)
+        plot_losses(self.history, self.best, self.out_dir / "loss.png")
+        if self.best["iter"] == self.iteration:
+            self.averaged.save(self.out_dir / "best.pt", **self.notes())
+
+    def notes(self):
+        return {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
+
+    def save_if_due(self):
+        every = self.settings.checkpoint_interval
+        due = self.iteration % every == 0 if every else self.is_evaluated()
+        if due or self.iteration == self.settings.max_iters:
+            self.save()
+
+    def save(self):
+        """Write last.pt."""
+        self.train_loss()  # stops before broken weights overwrite good ones
+        state = {
+            "settings": dataclasses.asdict(self.settings),
+            "data": self.data_sha256,
+            "iteration": self.iteration,
+            "losses": self.losses,
+            "history": self.history,
+            "best": self.best,
+            "averaged": {name: mean.detach() for name, mean in self.averaged.named_parameters()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        if rank() == 0:
+            with written_whole(self.out_dir / "last.pt", "wb") as file:
+                torch.save(self.model.checkpoint(**self.notes()) | state, file)
+
+    def read_last(self):
+        """What last.pt holds; raises UserError if it belongs to another run."""
+        path = self.out_dir / "last.pt"
+        saved = read_checkpoint(path)
+        if not isinstance(saved.get("settings"), dict):
+            raise UserError(f"{path} holds weights only; a run is resumed from its last.pt")
+        before, now = saved["settings"], dataclasses.asdict(self.settings)
+        changed = {key for key in now if now[key] != before.get(key)}
+        if refused := sorted(changed - FREE_TO_CHANGE):
+            shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in refused)
+            raise UserError(f"cannot resume {path}: {shown}; give the same preset and flags, or start anew")
+        if saved.get("data") != self.data_sha256:
+            raise UserError(
+                f"cannot resume {path}: it was trained on other tweets (then in {before.get('data_dir')}) "
+                f"than those now in {self.settings.data_dir}; set data_dir to the former, or start anew"
+            )
+        for key in sorted(changed - {"init_from"}):
+            print(f"changed since {path} was written: {key} from {before[key]} to {now[key]}")
+        return saved
+
+    def restore(self, saved):
+        """Restore the state saved in last.pt."""
+        try:
+            weights = {name: saved["averaged"][name] for name, _ in self.averaged.named_parameters()}
+            self.averaged.load_state_dict(self.model.state_dict() | weights)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, moments in self.optimizer.state.items():
+                if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+                    raise ValueError("the optimizer's moments do not fit the weights")
+            self.scaler.load_state_dict(saved["scaler"])
+            self.iteration, self.losses = int(saved["iteration"]), list(saved["losses"])
+            self.history, self.best = list(saved["history"]), dict(saved["best"])
+            names, rows = ("iter", "val_loss", "bits_per_byte"), [*self.history, self.best]
+            torch.tensor(
+                [row[name] for row in rows for name in names] + self.losses
+            )  # raises unless all are numbers
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            why = str(error).split("\n")[0]
+            raise UserError(
+                f"{self.out_dir}/last.pt is damaged and cannot be resumed ({why}); start anew"
+            ) from None
+        if self.iteration > self.settings.max_iters:
+            raise UserError(
+                f"max_iters: {self.settings.max_iters:,} is less than the {self.iteration:,} iterations that "
+                f"{self.out_dir}/last.pt has already done; raise it, or start anew"
+            )
+
+
+def make_model(settings, counts, train_data):
+    """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
+    if settings.init_from != "scratch":
+        for name in ("compact_vocab", "output_bias", "spelling", "ngram_order", "noise"):
+            if value := getattr(settings, name):
+                raise UserError(f"{name}: GPT-2 has no such part; set it to {type(value)(0)}")
+        changes = {name: getattr(settings, name) for name in ("block_size", "dropout", "separate_tweets")}
+        return GPT.from_pretrained(settings.init_from, **changes)
+    shape = [f.name for f in dataclasses.fields(GPTConfig) if hasattr(settings, f.name)]
+    config = GPTConfig(**{name: getattr(settings, name) for name in shape})
+    texts = token_texts() if config.spelling else None
+    tokens = checked(train_data, "train") if config.ngram_order else None
+    return make_gpt(config, corpus_tables(config, counts, texts, tokens))
+
+
+def set_aside(out_dir):
+    """Move what an earlier run left in `out_dir` to out_dir/previous, replacing what is there."""
+    names = ("best.pt", "last.pt", "loss.csv", "loss.png", "samples.txt", "attention.png")
+    found = [out_dir / name for name in names if (out_dir / name).exists()]
+    if not found:
+        return
+    previous, collecting = out_dir / "previous", out_dir / "previous.tmp"
+    replaced = " (replacing the one that was there)" if previous.exists() else ""
+    collecting.mkdir(exist_ok=True)  # there already if an earlier move was cut short: then complete it
+    for path in found:
+        path.replace(collecting / path.name)
+    shutil.rmtree(previous, ignore_errors=True)
+    collecting.replace(previous)
+    print(
+        f"the earlier run in {out_dir} is now in {previous}{replaced}; to continue it instead, "
+        f"move it back and add --init_from=resume"
+    )
 
 
 # --- reports --------------------------------------------------------------------------------------
 
 
 def describe(run, device, dtype, train_data, val_data):
-    """Say what will happen before it does."""
+    """Print what the run will do before it starts."""
     settings, tokens = run.settings, tokens_per_iteration(run.settings)
     parameters = sum(p.numel() for p in run.model.parameters())
     shape = run.model.config
@@ -582,7 +510,7 @@ def tokens_per_iteration(settings):
 
 
 class Progress:
-    """Times the run and tells the user: a bar on a terminal, plain lines in a pipe, a row an evaluation."""
+    """Times the run and shows it: a bar on a terminal, plain lines in a pipe, a row for each evaluation."""
 
     def __init__(self, run, n_tokens):
         self.run, self.n_tokens, self.has_bar = run, n_tokens, sys.stderr.isatty()
@@ -596,7 +524,7 @@ class Progress:
         self.bar.update()
         self.first_done = self.first_done or (time.perf_counter(), self.run.iteration)
 
-    def stop_clock(self):
+    def measure_speed(self):
         """Note how fast the steps since the last evaluation were, before the next one takes its time."""
         steps, now = self.run.iteration - self.reported_iter, time.perf_counter()
         self.tokens_per_second = steps * tokens_per_iteration(self.run.settings) / (now - self.reported)
@@ -616,7 +544,7 @@ class Progress:
         }
 
     def time_left(self):
-        """By the pace of all iterations but the first, which is slow."""
+        """Estimated from all iterations but the first, which is slow."""
         began, first = self.first_done or (0.0, self.run.iteration)
         if self.run.iteration == first:
             return ""
@@ -625,9 +553,10 @@ class Progress:
         return f"{datetime.timedelta(seconds=seconds)} left"
 
     def log(self):
-        if not self.has_bar and self.run.losses:
-            loss = self.run.train_loss()
-            print(f"iter {self.run.iteration:6,}  train {loss:.4f} nats  {self.time_left()}", flush=True)
+        if self.run.losses and (world_size() > 1 or not self.has_bar):
+            loss = self.run.train_loss()  # for which all processes exchange theirs, wherever they print
+            if not self.has_bar:
+                print(f"iter {self.run.iteration:6,}  train {loss:.4f} nats  {self.time_left()}", flush=True)
 
     def report(self):
         row, is_best = self.run.history[-1], self.run.best["iter"] == self.run.iteration
@@ -662,6 +591,85 @@ def plot_losses(history, best, path):
     axes.legend()
     with written_whole(path, "wb") as file:
         figure.savefig(file, dpi=100, format="png")
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Record Ctrl-C and SIGTERM in a list, so that the iteration can finish; a second one acts at once."""
+    received, before = [], {}
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+        if rank() == 0:  # os.write, because print may be what was interrupted
+            os.write(
+                2, b"\nstopping after this iteration; interrupt again to stop now and lose unsaved work\n"
+            )
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def processes(device_name):
+    """Join the other processes if torchrun has started several; yield the torch.device of this one."""
+    device = choose_device(device_name)
+    if "RANK" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # only the first process prints
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
+        yield device
+    dist.destroy_process_group()
+
+
+def rank():
+    """The number of this process; the first, 0, is the one that prints and writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def summed(number):
+    """The sum of a one-element tensor over all processes, as a float. It stalls a GPU."""
+    if world_size() > 1:
+        number = number.double()
+        dist.all_reduce(number)
+    return float(number)
+
+
+def signal_agreed_on(signals, iteration, settings, device):
+    """The signal to stop for, or 0. Several processes ask each other, every log_interval iterations."""
+    mine = signals[0] if signals else 0
+    if world_size() == 1:
+        return mine
+    if iteration % settings.log_interval:
+        return 0
+    anyone = torch.tensor(mine, device=device)
+    dist.all_reduce(anyone, dist.ReduceOp.MAX)
+    return int(anyone)
+
+
+def choose_dtype(device):
+    """The fastest dtype for this device; bfloat16 is slow on a CPU without instructions for it."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "True or False",
-    str: "a text",
+    str: "text",
     tuple: "a list of texts",
 }
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its text names the thing, the place and the fix."""
+    """A mistake that the user can fix. The text names the thing, the place and the fix."""
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def errors_in_one_line():
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (UserError, OSError) as error:
@@ -79,14 +79,12 @@ def written_whole(path, mode="w"):
         if beside.exists():
             beside.unlink()
         if isinstance(error, OSError):
-            raise UserError(
-                f"{path} could not be written: {error}; what was there before is intact"
-            ) from None
+            raise UserError(f"cannot write {path}: {error}; what was there before is untouched") from None
         raise
 
 
 def printable(text):
-    """`text` in one piece, with the characters escaped that could drive a terminal or reorder a line."""
+    """`text` with those characters escaped that could control a terminal, end the line or reorder it."""
     return "".join(
         c.encode("unicode_escape").decode()
         if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI
@@ -96,7 +94,7 @@ def printable(text):
 
 
 def command(*words):
-    """What the user can paste to run Python with `words`, whose .py files lie beside the running script."""
+    """A command to paste that runs Python with `words`, whose .py files are beside the running script."""
     here = os.path.dirname(sys.argv[0])
     words = [os.path.join(here, word) if word.endswith(".py") else word for word in words]
     return shlex.join([sys.orig_argv[0], *words])
@@ -128,7 +126,7 @@ def load_settings(cls, argv):
             raise UserError(_unknown(unknown[0].split("=")[0].lstrip("-"), fields))
         if unknown or (preset and not preset.endswith(".py")):
             raise UserError(
-                f"{(unknown or [preset])[0]!r} is not understood: name one preset, a .py file, and write "
+                f"unexpected argument {(unknown or [preset])[0]!r}: give at most one preset (a .py file) and "
                 f"settings as --{next(iter(fields))}=…, without spaces or in quotes"
             )
         values = _read_preset(preset, fields) if preset else {}
@@ -139,7 +137,7 @@ def load_settings(cls, argv):
 def _parser(cls):
     parser = argparse.ArgumentParser(
         description=sys.modules[cls.__module__].__doc__,
-        epilog="Beside each setting stands its default. --setting alone means --setting=True.",
+        epilog="Each setting is followed by its default. A True/False setting without a value means True.",
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=34),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -176,7 +174,7 @@ def _raise_user_error(message):
 
 
 def _with_values(argv, fields):
-    """Read a lone `--compile` as `--compile=True`, whatever stands behind it."""
+    """Read `--compile` as `--compile=True` unless True or False follows."""
     lone = {f"--{name}" for name, field in fields.items() if isinstance(field.default, bool)}
     pairs = itertools.pairwise([*argv, ""])
     return [f"{arg}=True" if arg in lone and after.lower() not in BOOLEANS else arg for arg, after in pairs]

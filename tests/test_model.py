@@ -535,7 +535,7 @@ def test_an_ngram_model_of_any_text_is_a_distribution(tokens, order):
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_are_told(temperature, broken):
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, broken, 0.5]])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="not finite"):
         choose(logits, torch.zeros(2), temperature, None, 1.0)
 
 

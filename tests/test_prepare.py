@@ -338,6 +338,14 @@ def test_what_is_longer_than_a_post_can_be_is_dropped_and_counted(run, write_csv
     assert lines_of(tmp_path / "out") == ["a" * 25_000, *FILLER]
 
 
+def test_a_line_that_is_longer_than_a_post_is_dropped_whole(run, tmp_path):
+    lines = ["word " * 30_000 + "its tail", *FILLER]
+    (tmp_path / "in.txt").write_text("\n".join(lines))
+    done = run(tmp_path / "in.txt")
+    assert done.code == 0 and "1 longer than 25,000 characters" in done.out
+    assert lines_of(tmp_path / "out") == FILLER
+
+
 def test_missing_cells_are_empty_ones(run, tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("id,text,is_retweet\n1\n" + "".join(f"{i},{tweet}\n" for i, tweet in enumerate(FILLER)))
@@ -354,10 +362,10 @@ def test_missing_cells_are_empty_ones(run, tmp_path):
         (None, (), ["no such file", "in.csv"]),
         ("", (), ["in.csv", "empty"]),
         ("\n\n", (), ["in.csv", "empty"]),
-        ("text\n", (), ["nothing is left", "0 rows"]),
+        ("text\n", (), ["cleaning left none", "0 rows"]),
         ("id,post,when\n1,a,b\n", (), ["in.csv", "id, post, when", "--text_column"]),
         ("id,text\n1,a\n", ["--text_column=post"], ["in.csv", "'post'", "id, text"]),
-        ("text\n@a\nhttps://t.co/x\n", (), ["nothing is left", "2 rows", "2 empty"]),
+        ("text\n@a\nhttps://t.co/x\n", (), ["cleaning left none", "2 rows", "2 empty"]),
         ("text\nalone\n", (), ["too few tweets", "both splits"]),
         ("id,text\n" + "1,a tweet\n" * 9 + '2,"never closed\n', (), ["in.csv", "cannot be read"]),
         (bytes(range(256)) * 20, (), ["in.csv"]),

@@ -163,7 +163,7 @@ def test_a_damaged_config_is_told(peers, tmp_path):
     with pytest.raises(UserError, match="n_embd is 32"):
         GPT.from_pretrained(tmp_path / "gpt")
     (tmp_path / "gpt" / "config.json").write_text("[")
-    with pytest.raises(UserError, match="no GPT-2 that can be used"):
+    with pytest.raises(UserError, match="not a usable GPT-2"):
         GPT.from_pretrained(tmp_path / "gpt")
 
 

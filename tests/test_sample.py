@@ -35,7 +35,7 @@ def sample(command, out):
 
 def tweets_in(text):
     """The tweets that sample.py printed, without what it says of their novelty."""
-    lines = [line for line in text.splitlines() if "the same words stand in:" not in line]
+    lines = [line for line in text.splitlines() if "the same words as:" not in line]
     return [re.sub(r"^ *\d+% new  ", "", line) for line in lines]
 
 
@@ -126,7 +126,7 @@ def test_the_same_prompt_gives_others_the_second_time(sample):
 
 def test_a_prompt_longer_than_the_window_is_told(sample):
     done = sample("--start=" + "many words " * 20)
-    assert "of the prompt's 40 tokens, the model reads the last 8" in done.err
+    assert "the prompt has 40 tokens; the model reads only the last 8" in done.err
 
 
 def test_the_attention_can_be_drawn(sample, out):
@@ -250,7 +250,7 @@ def test_tweets_that_are_not_new_are_drawn_again_and_then_given_up(sample, monke
     assert copied.code == 0
     kept = tweets_in(copied.out)
     if len(kept) < 3:
-        assert "less new than 100%" in copied.err and f"gave up on {3 - len(kept)} of 3 tweets" in copied.err
+        assert "less than 100% new" in copied.err and f"gave up on {3 - len(kept)} of 3 tweets" in copied.err
     assert all("100% new" in line for line in copied.out.splitlines())
     free = sample("--min_novelty=0.5")
     assert free.code == 0

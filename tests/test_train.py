@@ -125,7 +125,7 @@ def test_a_new_run_keeps_the_earlier_one(finished, train, snapshot, tmp_path):
     before = snapshot(finished)
     for gone in (False, True):
         done = train("--max_iters=1")
-        assert done.code == 0 and "previous" in done.out and ("is gone" in done.out) == gone
+        assert done.code == 0 and "previous" in done.out and ("replacing" in done.out) == gone
         assert (snapshot(finished / "previous") == before) != gone
         assert sorted(path.name for path in finished.iterdir()) == [*OUTPUTS, "previous"]
 
@@ -314,7 +314,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     stopped = train(out=At(rf"^iter +{at} ", lambda: signal.raise_signal(number)))
     assert stopped.code == 128 + number
     assert "stopping after this iteration" in capfd.readouterr().err
-    words = shlex.split(stopped.out.splitlines()[-1].partition("go on with: ")[2])
+    words = shlex.split(stopped.out.splitlines()[-1].partition("to continue: ")[2])
     assert words[:2] == [sys.orig_argv[0], "train.py"] and words[-1] == "--init_from=resume"
     assert read_losses(tmp_path / "out")[-1]["iter"] == 4
     check_resumed(command(*words[1:]), trained, tmp_path / "out", read_losses)
@@ -361,7 +361,7 @@ def test_a_finished_run_can_be_made_longer(finished, train, read_losses):
 def test_a_finished_run_has_nothing_to_resume(finished, train, read_losses):
     before = read_losses(finished)
     done = train("--init_from=resume")
-    assert done.code == 0 and "nothing is left to do" in done.out and "next: " in done.out
+    assert done.code == 0 and "nothing left to do" in done.out and "next: " in done.out
     assert without_clock(read_losses(finished))[1:] == without_clock(before)[1:]
 
 
