@@ -11,7 +11,6 @@ Prints the tweets, each with its novelty, and adds them to out/samples.txt.
 """
 
 import array
-import io
 import pathlib
 import re
 import sys
@@ -210,16 +209,16 @@ def keep(lines, start, settings, path):
 
 
 class TrainingTweets:
-    """The tweets that a model was trained on: their words, and a hash of each four in a row."""
+    """The word sequences of the tweets that a model was trained on, as hashes: 16 bytes per word."""
 
     def __init__(self, tweets):
-        self.tweets, hashes = tweets, array.array("q", [2**63 - 1])  # so that a search ends within it
-        text = io.StringIO()
+        self.tweets, flat = tweets, array.array("q", [0])
         for tweet in tweets:
-            own = words(tweet)
-            hashes.extend(map(hash, grams(own)))
-            text.write(f" {' '.join(own)} \n")
-        self.text, self.hashes = text.getvalue(), np.unique(np.array(hashes, np.int64))
+            flat.extend(map(hash, words(tweet)))
+            flat.append(0)  # separates the tweets
+        self.hashes = np.frombuffer(flat, np.int64)
+        self.grams = gram_hashes(self.hashes)
+        self.grams.sort()
 
     @classmethod
     def read(cls, path):
@@ -232,25 +231,36 @@ class TrainingTweets:
 
         That tweet is None where there is none. A text of fewer than four words counts as one gram.
         """
-        own = words(text)
-        if not own:
+        own = np.array([hash(word) for word in words(text)], np.int64)
+        if not len(own):
             return 1.0, None
-        at = self.text.find(f" {' '.join(own)} ")
-        source = self.tweets[self.text.count("\n", 0, at)] if at >= 0 else None
-        if len(own) < GRAM:
+        source = self.find(own)
+        if len(own) < GRAM or not len(self.grams):
             return float(source is None), source
-        wanted = np.array([hash(gram) for gram in grams(own)], np.int64)
-        known = self.hashes[np.searchsorted(self.hashes, wanted)] == wanted
-        return float(1 - known.mean()), source
+        wanted = gram_hashes(own)
+        places = np.searchsorted(self.grams, wanted).clip(max=len(self.grams) - 1)
+        return float((self.grams[places] != wanted).mean()), source
+
+    def find(self, own):
+        """The first training tweet that holds these words in a row, or None."""
+        places = np.flatnonzero(self.hashes == own[0])
+        for offset in range(1, len(own)):  # a match ends before the 0 after its tweet, so all are in range
+            places = places[self.hashes[places + offset] == own[offset]]
+        return self.tweets[np.count_nonzero(self.hashes[: places[0]] == 0) - 1] if len(places) else None
 
 
 def words(text):
     return re.findall(r"\w+", text.casefold())
 
 
-def grams(words):
-    """All runs of four words: a list of n gives n - 3 tuples."""
-    return zip(*(words[offset:] for offset in range(GRAM)), strict=False)
+def gram_hashes(hashes):
+    """A hash of each run of four words: (n,) int64 -> (n - 3,) uint64."""
+    parts = hashes.view(np.uint64)
+    total = np.zeros(max(len(parts) - GRAM + 1, 0), np.uint64)
+    for offset in range(GRAM):
+        total = total * np.uint64(0x9E3779B97F4A7C15) + parts[offset : offset + len(total)]
+        total ^= total >> np.uint64(29)
+    return total
 
 
 # --- looking inside -------------------------------------------------------------------------------
