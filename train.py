@@ -15,7 +15,6 @@ import contextlib
 import copy
 import csv
 import dataclasses
-import datetime
 import hashlib
 import json
 import math
@@ -544,27 +543,26 @@ class Progress:
         }
 
     def time_left(self):
-        """Estimated from all iterations but the first, which is slow."""
+        """As [hours:]minutes:seconds, estimated from all iterations but the first, which is slow."""
         began, first = self.first_done or (0.0, self.run.iteration)
         if self.run.iteration == first:
             return ""
         pace = (time.perf_counter() - began) / (self.run.iteration - first)
-        seconds = round(pace * (self.run.settings.max_iters - self.run.iteration))
-        return f"{datetime.timedelta(seconds=seconds)} left"
+        return f"{tqdm.format_interval(pace * (self.run.settings.max_iters - self.run.iteration))} left"
 
     def log(self):
         if self.run.losses and (world_size() > 1 or not self.has_bar):
             loss = self.run.train_loss()  # for which all processes exchange theirs, wherever they print
             if not self.has_bar:
-                print(f"iter {self.run.iteration:6,}  train {loss:.4f} nats  {self.time_left()}", flush=True)
+                print(f"iter {self.run.iteration:5,}  train {loss:.4f} nats  {self.time_left()}", flush=True)
 
     def report(self):
         row, is_best = self.run.history[-1], self.run.best["iter"] == self.run.iteration
         train_loss = "  -   " if math.isnan(row["train_loss"]) else f"{row['train_loss']:.4f}"
         self.bar.write(
-            f"iter {row['iter']:6,}  epoch {row['epoch']:5.1f}  train {train_loss}  "
+            f"iter {row['iter']:5,}  epoch {row['epoch']:5.1f}  train {train_loss}  "
             f"val {row['val_loss']:.4f} nats  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}  "
-            f"{row['tokens_per_second']:7,.0f} tokens/s  {self.time_left()}{'  *best' if is_best else ''}"
+            f"{row['tokens_per_second']:6,.0f} tokens/s  {self.time_left()}{'  *best' if is_best else ''}"
         )
         sys.stdout.flush()
         self.reported, self.reported_iter = time.perf_counter(), self.run.iteration
