@@ -638,7 +638,8 @@ class SmallCorpusGPT(GPT):
             loss = self._cross_entropy(hidden, head, row)
             _, among = self._among_rare(row == self.n_kept, tables.log_rare, hidden, flat)
             return loss - among.sum() / valid.sum()
-        log_probs = -self._cross_entropy(hidden, head, row, reduction="none")
+        log_probs = hidden.new_zeros(len(hidden))  # of what is not scored, for which the head need not work
+        log_probs[valid] = -self._cross_entropy(hidden[valid], head, row[valid], reduction="none")
         once = (flat >= self.n_kept) & (flat < self.n_seen)
         at, among = self._among_rare(once, tables.log_once, hidden, flat)
         log_probs[at] += self.log_once_share + among
