@@ -157,7 +157,7 @@ def train(settings, device):
     best = run.best
     where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
     print(
-        f"best val loss {best['val_loss']:.4f} nats a token, {best['bits_per_byte']:.4f} bits per byte, "
+        f"best val loss {best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte, "
         f"at iteration {best['iter']:,}: {run.out_dir}/best.pt\n"
         f"next: {command('sample.py', *where)}"
     )
@@ -274,7 +274,7 @@ def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
 
 @torch.inference_mode()
 def evaluate(model, data, n_bytes, batch_size=512):
-    """(val loss in nats a token, bits per byte) over all of `data`, in float32 and without dropout.
+    """(val loss in nats per token, bits per byte) over all of `data`, in float32 and without dropout.
 
     Every token but the first is scored once: windows advance by half a block, and each but the first scores
     its newer half, so that (past the start) every token has at least half a block before it, of which
@@ -498,7 +498,7 @@ def describe(run, device, dtype, train_data, val_data):
         f"{f', {world_size()} processes' if world_size() > 1 else ''}; {shape.n_layer} layers, "
         f"{shape.n_head} heads, {shape.n_embd} channels, windows of {shape.block_size} tokens; "
         f"{parameters:,} parameters, {run.model.wte.num_embeddings:,} rows in the vocabulary\n"
-        f"{len(train_data):,} training tokens, {len(val_data):,} held-out; {tokens:,} tokens an iteration, "
+        f"{len(train_data):,} training tokens, {len(val_data):,} held-out; {tokens:,} tokens per iteration, "
         f"{settings.max_iters:,} iterations: {settings.max_iters * tokens / len(train_data):.1f} epochs",
         flush=True,
     )
@@ -573,7 +573,7 @@ def plot_losses(history, best, path):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats a token; lower is better)")
+    axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats per token; lower is better)")
     iterations = [row["iter"] for row in history]
     for name, label in (
         ("train_loss", "train (noise and dropout on)"),

@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True)
     class Settings:
-        batch_size: int = setting(32, "windows an iteration", within="[1, inf)", group="training")
+        batch_size: int = setting(32, "windows per iteration", within="[1, inf)", group="training")
 
     settings = load_settings(Settings, sys.argv[1:])
 

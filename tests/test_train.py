@@ -89,7 +89,7 @@ def test_a_run_tells_what_will_happen_and_how_it_goes(trained, prepared, read_lo
     meta, rows = json.loads((prepared.folder / "meta.json").read_text()), read_losses(trained.folder)
     start, *evaluations = re.split(r"^(?=iter .* val )", trained.out, flags=re.MULTILINE)
     for told in (
-        "cpu", "dtype ", "parameters", f"{meta['train_tokens']:,} training tokens", "32 tokens an iteration",
+        "cpu", "dtype ", "parameters", f"{meta['train_tokens']:,} training tokens", "32 tokens per iteration",
         "8 iterations", f"{8 * 32 / meta['train_tokens']:.1f} epochs",
     ):  # fmt: skip
         assert told in start
@@ -237,7 +237,7 @@ def test_accumulated_steps_are_one_large_batch(train, tmp_path, read_losses):
         flags = ["--ngram_order=0", "--noise=0", "--dropout=0", "--compact_vocab=False", "--eval_interval=1"]
         done = train(f"--data_dir={data}", *flags, "--max_iters=4", *shape)
         assert done.code == 0, done.err
-        assert "64 tokens an iteration" in done.out
+        assert "64 tokens per iteration" in done.out
         runs.append(without_clock(read_losses(tmp_path / "out"))[1:])
     assert [row["epoch"] for row in runs[0]] == pytest.approx([i * 64 / 200 for i in range(1, 5)])
     for one, other in zip(*runs, strict=True):
