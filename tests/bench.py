@@ -66,7 +66,7 @@ Watched = collections.namedtuple("Watched", "lines marks seconds peak anonymous"
 
 
 def main(args):
-    print(f"{machine()}, {args.threads} threads; load {os.getloadavg()[0]:.1f} before we begin")
+    print(f"{machine()}, threads: {args.threads}; load {os.getloadavg()[0]:.1f} before we begin")
     for name in {"nanoGPT", "transformers"} - args.peers:
         print(f"{name} is not at hand, so it is left out")
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
@@ -274,9 +274,10 @@ def train(args):
     length = [f"--max_iters={steps}", f"--eval_interval={steps}"]
     worker = [__file__, f"--data_dir={args.data_dir}", f"--transformers_steps={steps}", f"--batch={batch}"]
     worker += [f"--threads={args.threads}", *few(args, [], ["--quick"])]
-    out = {name: args.scratch / f"train-{name}" for name in ("ours", "nanoGPT", "preset")}
+    out = {name: args.scratch / f"train-{name}" for name in ("ours", "ours, float32", "nanoGPT", "preset")}
     contenders = {
         "ours": lambda: train_ours(args, out["ours"], *flags, *length),
+        "ours, float32": lambda: train_ours(args, out["ours, float32"], *flags, *length, "--dtype=float32"),
         "nanoGPT": lambda: train_nanogpt(args, out["nanoGPT"], max_iters=steps, eval_interval=steps, **same),
         "transformers": lambda: watch(worker, args),
         "transformers, bfloat16": lambda: watch([*worker, "--bfloat16"], args),
@@ -294,7 +295,7 @@ def train(args):
     rows, speed, peak = [row("float32 matmul, 2,048 x 2,048: GFLOP/s", rate / 1e9)], {}, {}
     for name in names:
         tokens, work = batch * SHAPE["block_size"], None
-        if name in ("ours", "preset"):
+        if name in out.keys() - {"nanoGPT"}:
             tokens, work = step_work(out[name])
         walls = [wall for run in runs[name] for wall, _ in steps_without(run, {0, steps})]
         speed[name] = tokens / median(walls)
@@ -306,7 +307,7 @@ def train(args):
     rows += [row(f"peak memory, {name} (MB)", peak[name]) for name in names]
     goals = {"nanoGPT": (">= 2.3", "<= 0.4")}
     for peer in names:
-        if peer not in ("ours", "preset"):
+        if peer.split(",")[0] in args.peers:
             faster, smaller = goals.get(peer, ("", ""))
             rows += [row("tokens/s, ours", speed["ours"] / speed[peer], faster, f"{peer} = 1")]
             rows += [row("peak memory, ours", peak["ours"] / peak[peer], smaller, f"{peer} = 1")]
