@@ -4,14 +4,14 @@
 
     model = GPT(GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128))
     logits, _ = model(idx)                             # idx: (B, T) int64 GPT-2 token ids; (B, T, V)
-    _, loss = model(idx, targets)                      # the logits of a loss are never held in full
+    _, loss = model(idx, targets)                      # in parts, so that long logits are never held
     tokens = model.generate(idx, max_new_tokens=40)    # (B, T + 40)
     model = GPT.load("out/best.pt")
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
 Read it from the top to GPT.stream: attention, MLP, block, how a token is chosen, then the GPT that stacks
-the blocks and writes text. That is all of GPT-2. After that come a faster loss; SmallCorpusGPT, which adds
-what a few thousand tweets need; and reading files.
+the blocks and writes text. That is all of GPT-2. After that come its loss in parts, saving and loading; a
+loss in half precision; SmallCorpusGPT, which adds what a few thousand tweets need; and reading files.
 
 Names are GPT-2's, so that its weights load: wte and wpe embed tokens and positions, h are the blocks, ln
 is a LayerNorm, c_attn makes queries, keys and values, c_fc widens, c_proj maps back to C channels.
@@ -36,7 +36,7 @@ from config import UserError, written_whole
 CHECKPOINT_FORMAT = 1
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tweet begins
-# logits of 512 positions at a time: all (B * T, V) are never held, and backward needs no second pass
+# logits of 512 positions at a time: those of a batch are never held, and backward needs no second pass
 LOSS_OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None)
 
 
@@ -52,7 +52,7 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has it
     gelu: str = "exact"  # or "tanh", the approximation that GPT-2's weights were trained with
-    separate_tweets: bool = False  # hide what is before its <|endoftext|> from a tweet
+    separate_tweets: bool = False  # hide what is before its <|endoftext|> from a tweet, in the network
     output_bias: bool = False  # a bias for each row of the head, initialised to its log frequency
     # what helps on a small corpus; all of it needs the tables that corpus_tables() makes
     compact_vocab: bool = False  # a row for each token seen twice or more, and one shared by all others
@@ -171,6 +171,7 @@ class Block(nn.Module):
 def choose(logits, draws, temperature, top_k, top_p):
     """Draw one of n tokens for each row: logits (B, n), draws (B,) from [0, 1) -> (B,) int64.
 
+    temperature, top_k (None or 0 for all) and top_p are explained in GPT.stream.
     Raises UserError if the logits are not finite numbers.
     """
     n, greedy = logits.shape[-1], temperature == 0
@@ -190,7 +191,10 @@ def choose(logits, draws, temperature, top_k, top_p):
 
 
 def penalized(logits, used, penalty):
-    """Log-probabilities from logits (B, n), times `penalty` for the tokens `used` (B, T), where n is none."""
+    """Log-probabilities from logits (B, n), multiplied by `penalty` for the candidates `used` (B, T).
+
+    In `used`, n stands for a token that is no candidate.
+    """
     log_probs = F.pad(logits.log_softmax(-1), (0, 1))
     return log_probs.scatter(1, used, penalty * log_probs.gather(1, used))[:, :-1]
 
@@ -233,7 +237,8 @@ class GPT(nn.Module):
             counts = token_counts.double().clamp(min=0.5)
             self.head_bias.data.copy_((counts / counts.sum()).log())
 
-    # What follows up to `forward` is a line each here; SmallCorpusGPT overrides it.
+    # What follows up to `forward` is a line each here; SmallCorpusGPT overrides it, and `_candidates` and
+    # `_scores` below. Its n-grams need the tokens themselves, so `idx` is handed on.
 
     def _token_vectors(self):
         """The vectors to read tokens by, (V, C), and the head that scores the next: the same, and a bias."""
@@ -335,15 +340,16 @@ class GPT(nn.Module):
         (after Keskar et al. 2019) and divided by `temperature`, where 0 takes the likeliest; then one
         is drawn among the `top_k` likeliest and, of these, the smallest set whose probability reaches
         `top_p` (Holtzman et al. 2020). Once a row has produced `stop_token`, it repeats it, and the stream
-        ends when all rows have. `seeds`, one for each row, make a row independent of its batch.
+        ends when all rows have. `seeds`, one for each row, make a row's draws independent of its batch.
 
         Keys and values are kept, so each step reads one token. Positions are learned only up to
         block_size: when the cache is full, the newest half is read again, and generation continues.
         """
         config, device, n_rows = self.config, idx.device, len(idx)
         seeds = torch.randint(2**62, (n_rows,)).tolist() if seeds is None else seeds
-        # On CPUs, products of fewer than four rows round differently from larger ones, so a tweet would
-        # depend on how many are written at once. So write at least four, repeating some.
+        # On CPUs, products of fewer than four rows round differently from larger ones (with several threads,
+        # those of five to seven may as well), so a tweet would depend on how many are written at once. So
+        # write at least four, repeating some.
         rows = [row % n_rows for row in range(max(n_rows, 4))]
         text = idx[rows]  # (B, T), grows
         draws = uniform([seeds[row] for row in rows], max_new_tokens).to(device)  # (B, max_new_tokens)
@@ -472,10 +478,10 @@ class GPT(nn.Module):
 
 
 class HalfPrecisionCrossEntropy(torch.autograd.Function):
-    """F.linear_cross_entropy with its matrix products in bfloat16 or float16, the rest in float32.
+    """F.linear_cross_entropy in bfloat16 or float16; only the loss and the gradients are summed in float32.
 
     The gradient of the logits is softmax(logits) minus 1 at the target, so the gradients are computed
-    along with the loss, for 512 positions at a time, or more if the head is small.
+    along with the loss, for 512 positions at a time, or as many more as make 2**23 logits (16 MB).
     """
 
     @staticmethod
@@ -484,26 +490,26 @@ class HalfPrecisionCrossEntropy(torch.autograd.Function):
 
         Targets of -1 are multiplied by 0, because filtering them out would stall a GPU.
         """
-        wide, rows, counted = head.to(dtype).t(), len(head), (targets >= 0)[:, None]  # (C, rows), …, (N, 1)
+        head_t, rows, counted = head.to(dtype).t(), len(head), (targets >= 0)[:, None]  # (C, rows), …, (N, 1)
         log_probs, d_hidden = hidden.new_empty(len(hidden)), torch.empty_like(hidden)
         d_head, d_bias = torch.zeros_like(head), None if bias is None else torch.zeros_like(bias)
         size = min(len(hidden), max(512, 2**23 // rows))
-        buffer = wide.new_empty(size, rows)
+        buffer = head_t.new_empty(size, rows)
         for first in range(0, len(hidden), size):
             part = slice(first, first + size)
-            narrow, target = hidden[part].to(dtype), targets[part].clamp(min=0)
-            probs, at = buffer[: len(narrow)], (torch.arange(len(narrow), device=target.device), target)
-            for x, p in zip(narrow.split(128), probs.split(128), strict=True):  # logits that fit the cache
-                torch.mm(x, wide, out=p)
+            inputs, target = hidden[part].to(dtype), targets[part].clamp(min=0)
+            probs, at = buffer[: len(inputs)], (torch.arange(len(inputs), device=target.device), target)
+            for x, p in zip(inputs.split(128), probs.split(128), strict=True):  # logits that fit the cache
+                torch.mm(x, head_t, out=p)
                 torch.softmax(p if bias is None else p.add_(bias), -1, out=p)
             # in float16 a probability below 6e-8 is 0
             log_probs[part] = probs[at].float().clamp(min=1e-8).log()
             probs[at] -= 1  # scatter_add_ would copy all of it
-            weight = counted[part].to(dtype)
-            d_hidden[part] = (probs @ wide.t()) * weight
-            d_head += probs.t() @ (narrow * weight)
+            mask = counted[part].to(dtype)
+            d_hidden[part] = (probs @ head_t.t()) * mask
+            d_head += probs.t() @ (inputs * mask)
             if bias is not None:
-                d_bias += (probs.t() @ weight)[:, 0]
+                d_bias += (probs.t() @ mask)[:, 0]
         ctx.save_for_backward(d_hidden, d_head, d_bias, counted.sum())
         return -(log_probs * counted[:, 0]).sum() / counted.sum()
 
@@ -539,7 +545,13 @@ class SmallCorpusGPT(GPT):
     are equally likely.
 
     Inside, a token is known by its place in `id_of_place`: below n_kept it has a row of its own, below
-    n_seen it occurred once, and the rest never occurred.
+    n_seen it occurred once, and the rest never occurred. So there are four ways to count tokens: ids are
+    GPT-2's; places put them in that order; rows are places with all from n_kept on as one; symbols, which
+    the n-grams know, are places with all from n_seen on as one.
+
+    The tables: token_counts (vocab_size,) of each id; id_of_place (vocab_size,); spelling, the pieces of
+    all places end to end, of which spelling_ends[i] : spelling_ends[i + 1] are those of place i; group_of
+    (vocab_size - n_kept,), the group of each rare place; group_features (groups, features).
     """
 
     def __init__(self, config, tables):
@@ -576,10 +588,10 @@ class SmallCorpusGPT(GPT):
             self.tables.register_buffer(name, table, persistent=False)
 
         once, twice = float(n_once), float((counts == 2).sum())
-        share = 2 * twice / max(once + 2 * twice, 1.0)  # of the rare mass in new text
+        expected = max(once + 2 * twice, 1.0)  # rare tokens in as much new text, where training counts `once`
+        share = 2 * twice / expected  # of the singletons among them
         self.log_once_share, self.log_unseen_share = (math.log(max(x, 1e-9)) for x in (share, 1 - share))
-        # training counts N1 rare tokens, where as much new text holds N1 + 2 * N2
-        self.rare_boost = math.log(max(once + 2 * twice, 1.0) / max(once, 1.0))
+        self.rare_boost = math.log(expected / max(once, 1.0))
         group_of, n_groups = self.tables.group_of, len(self.tables.group_features)
         for name, part in (("rare", group_of), ("once", group_of[:n_once]), ("unseen", group_of[n_once:])):
             keep(f"log_{name}", torch.bincount(part, minlength=n_groups).float().log())
@@ -594,7 +606,7 @@ class SmallCorpusGPT(GPT):
     # from ids to vectors
 
     def _token_vectors(self):
-        """As above. With spelling, a token has the sum of its n pieces' vectors, over sqrt(n), on top."""
+        """As in GPT. With spelling, a token has the sum of its n pieces' vectors, over sqrt(n), on top."""
         embeddings = rows = self.wte.weight
         if self.spell is not None:
             ends, pieces = self.tables.spelling_ends, self.tables.spelling
@@ -614,10 +626,11 @@ class SmallCorpusGPT(GPT):
         places = self.tables.place_of_id[idx]
         if self.training and self.config.noise:
             places = self._noised(places)
-        return F.embedding(places.clamp(max=len(embeddings) - 1), embeddings)  # the last row is "rare"
+        # without spelling there are n_kept + 1 rows, of which the last is "rare"
+        return F.embedding(places.clamp(max=len(embeddings) - 1), embeddings)
 
     def _noised(self, places):
-        """Replace some places at random, more often those with many different followers: (B, T) -> (B, T).
+        """Replace some places at random, more often those whose followers seldom repeat: (B, T) -> (B, T).
 
         After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance
         grows with the share of distinct followers, and the draw is from Kneser-Ney's lowest order. Only
@@ -630,6 +643,8 @@ class SmallCorpusGPT(GPT):
     # from what the network has read to probabilities
 
     def _loss(self, hidden, head, idx, targets):
+        """As in GPT. A rare token's log-probability is the sum of three: of the row "rare", of its part
+        (the singletons or the unseen) in that row, and of itself among this part."""
         tables, valid = self.tables, (targets >= 0).flatten()
         hidden, target = hidden.flatten(0, 1), tables.place_of_id[targets.clamp(min=0)]  # (B * T, C), (B, T)
         flat = target.flatten()
@@ -669,7 +684,7 @@ class SmallCorpusGPT(GPT):
         if self.ngrams is None:
             return log_probs
         T, weight = log_probs.shape[1], self.config.ngram_weight
-        contexts = self.ngrams.contexts(places[:, -T - self.ngrams.order :].clamp(max=self.n_seen))
+        contexts = self.ngrams.contexts(places[:, -T - self.ngrams.order + 2 :].clamp(max=self.n_seen))
         targets = None if targets is None else targets.clamp(max=self.n_seen)
         counted = self.ngrams([context[:, -T:] for context in contexts], targets).log()
         return torch.logaddexp(log_probs + math.log(1 - weight), counted + math.log(weight))
@@ -707,10 +722,10 @@ class NGrams(nn.Module):
     for Language Modeling"): each order discounts its counts and gives the probability that this frees to
     the order below, which counts in how many contexts a token occurs instead of how often.
 
-    Tokens are numbers below `n`; n itself stands for all that were never seen, and gets what the lowest
-    order freed. An n-gram is known by its place in `keys`, a sorted list of (place of all but its last
-    token) * (n + 1) + last token, so all that follows a context is side by side: "a b c" has the
-    key i * (n + 1) + c in keys3, where i is the place of "a b" in keys2. probs3 holds its discounted
+    Tokens are numbers below `n_seen`; n_seen itself stands for all that were never seen, and gets what the
+    lowest order freed. An n-gram is known by its place in `keys`, a sorted list of (place of all but its
+    last token) * (n_seen + 1) + last token, so all that follows a context is side by side: "a b c" has the
+    key i * (n_seen + 1) + c in keys3, where i is the place of "a b" in keys2. probs3 holds its discounted
     probability after "a b", and backoff3 at i what is left after "a b" for the order below.
     """
 
@@ -722,11 +737,11 @@ class NGrams(nn.Module):
             self.register_buffer(name, table)
 
     @staticmethod
-    def count(tokens, n, order):
-        """The tables for the training data `tokens`, (N,) int64 below n."""
-        n_symbols = n + 1
+    def count(tokens, n_seen, order):
+        """The tables for the training data `tokens`, (N,) int64 below n_seen."""
+        n_symbols = n_seen + 1
         keys, counts = [torch.arange(n_symbols)], [torch.bincount(tokens, minlength=n_symbols)]
-        ending = tokens  # the n-gram that ends at each token, from the n-th on
+        ending = tokens  # the place of the (k - 1)-gram that ends at each token, from the (k - 1)-th on
         for k in range(2, order + 1):
             extended = ending[:-1] * n_symbols + tokens[k - 1 :]
             key, place, count = torch.unique(extended, return_inverse=True, return_counts=True)
@@ -736,19 +751,21 @@ class NGrams(nn.Module):
             keys.append(key)
             counts.append(count)
             ending = place
-        tables = {}
+        tables, n_contexts = {}, 1
         for k, (key, count) in enumerate(zip(keys, counts, strict=True), 1):
-            context, n_contexts = (key // n_symbols, len(keys[k - 2])) if k > 1 else (key * 0, 1)
+            context = key // n_symbols
             n_with = [max(float((count == c).sum()), 1.0) for c in range(5)]  # n-grams that occur c times
             y = n_with[1] / (n_with[1] + 2 * n_with[2])
-            discounts = [0.0, *(c - (c + 1) * y * n_with[c + 1] / n_with[c] for c in (1, 2, 3))]
-            saved = torch.tensor(discounts).clamp(min=0.1)[count.clamp(max=3)] * (count > 0)
-            total = torch.bincount(context, count, n_contexts)  # 0 for what only the data's first tokens hold
+            discounts = torch.tensor([c - (c + 1) * y * n_with[c + 1] / n_with[c] for c in (1, 2, 3)])
+            # tiny data can make a discount 0 or less, which would leave nothing for the order below
+            saved = F.pad(discounts.clamp(min=0.1), (1, 0))[count.clamp(max=3)]
+            total = torch.bincount(context, count, n_contexts)  # 0: nothing follows, or only at the beginning
             backoff = torch.bincount(context, saved, n_contexts) / total
             tables[f"keys{k}"] = key
             tables[f"probs{k}"] = ((count - saved) / total[context].clamp(min=1)).float()
             tables[f"backoff{k}"] = backoff.where(total > 0, 1.0).float()
-        tables["probs1"][n] = tables["backoff1"][0]  # all unseen tokens together
+            n_contexts = len(key)
+        tables["probs1"][n_seen] = tables["backoff1"][0]  # all unseen tokens together
         return tables
 
     def contexts(self, tokens):
@@ -760,7 +777,7 @@ class NGrams(nn.Module):
         return found
 
     def forward(self, contexts, targets=None):
-        """The probability of every token after `contexts`: (B, T, n + 1), or of targets (B, T): (B, T)."""
+        """The probability of all tokens after `contexts`, (B, T, n_seen + 1), or of `targets`, (B, T)."""
         probs = self.probs1.expand(*contexts[0].shape, -1) if targets is None else self.probs1[targets]
         for k, context in enumerate(contexts, 2):
             keys, values = self.get_buffer(f"keys{k}"), self.get_buffer(f"probs{k}")
@@ -794,8 +811,7 @@ def corpus_tables(config, token_counts, texts=None, tokens=None):
     """
     counts = torch.as_tensor(token_counts, dtype=torch.int64)
     # kept tokens first, then those that occur once, then the unseen ones: a token's place tells its kind
-    kind = 2 - (counts >= 1).long() - (counts >= 2).long()
-    id_of_place = torch.argsort(kind, stable=True)
+    id_of_place = counts.clamp(max=2).argsort(descending=True, stable=True)
     tables = {"token_counts": counts, "id_of_place": id_of_place}
     if config.spelling:
         ordered = [texts[i] for i in id_of_place.tolist()]
@@ -815,10 +831,14 @@ def spelled(text):
 
     The idea is fastText's (Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information").
     """
-    word = text.strip().casefold()
+    word = word_of(text)
     framed = f"<{word}>"
     grams = [framed[at : at + size] for size in (3, 4, 5) for at in range(len(framed) - size + 1)]
     return [*grams, f"word {word}", f"looks {looks(text)}"]
+
+
+def word_of(text):
+    return text.strip().casefold()
 
 
 def looks(text):
@@ -845,13 +865,13 @@ def rare_groups(texts, ids, counts):
     """
     forms = collections.Counter()
     for text, count in zip(texts, counts, strict=True):
-        forms[text.strip().casefold()] += count
+        forms[word_of(text)] += count
     kinds = sorted({looks(text) for text in texts})
     described = []
     for text, token, count in zip(texts, ids, counts, strict=True):
         if count < 2:
-            rank = min(int(2 * math.log2(token / 300 + 1)), 15)
-            others = min(int(math.log2(forms[text.strip().casefold()] - count + 1)), 3)
+            rank = int(2 * math.log2(token / 300 + 1))
+            others = min(int(math.log2(forms[word_of(text)] - count + 1)), 3)
             described.append((kinds.index(looks(text)), rank, others, min(len(text), 8)))
     groups, group_of = torch.unique(torch.tensor(described), dim=0, return_inverse=True)
     kind = F.one_hot(groups[:, 0], len(kinds)).float()
@@ -859,7 +879,7 @@ def rare_groups(texts, ids, counts):
     return {"group_of": group_of, "group_features": torch.cat([kind, kind * groups[:, 1:2] / 8, *one_hot], 1)}
 
 
-# --- files ----------------------------------------------------------------------------------------
+# --- files and devices ----------------------------------------------------------------------------
 
 
 def read_tensors(path):
@@ -962,7 +982,6 @@ def pretrained_config(weights, path):
         raise UserError(f"its activation_function is {form}, none of {', '.join(gelu)}")
     return GPTConfig(
         block_size=shape["n_positions"],
-        vocab_size=vocab_size,
         n_layer=shape["n_layer"],
         n_head=theirs.get("n_head", n_embd // 64),  # as in all that OpenAI published
         n_embd=n_embd,

@@ -467,13 +467,18 @@ def clean_tweets(paths, settings, dropped):
 
 
 def held_out(tweet):
-    """Whether a tweet belongs to the held-out split.
+    """Whether a tweet belongs to the held-out split."""
+    return percentile(tweet) < VAL_PERCENT
+
+
+def percentile(tweet):
+    """A number from 0 to 99 by which a tweet is put on one side of the split.
 
     Decided by the letters and digits of its text alone, so that adding or reordering rows moves no
     tweet across, and tweets that differ in case or punctuation land on the same side.
     """
     key = re.sub(r"[\W_]+", "", tweet.casefold()) or tweet
-    return zlib.crc32(key.encode()) % 100 < VAL_PERCENT
+    return zlib.crc32(key.encode()) % 100
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -536,6 +541,7 @@ class Split:
             for ids in pool.map(self.encode, batches):
                 self.write(ids)
         self.n_tweets += len(tweets)
+        # a byte more for what ends a tweet, because <|endoftext|> is scored too
         self.n_bytes += sum(len(tweet.encode()) + 1 for tweet in tweets)
 
     def encode(self, tweets):

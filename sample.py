@@ -58,8 +58,9 @@ from model import GPT, choose_device  # noqa: E402
 from prepare import END_OF_TEXT, MAX_CHARS, encode, held_out, load_tokenizer, vocabulary_files  # noqa: E402
 
 BATCH = 100  # samples at a time, so that memory does not grow with their number
-MAX_ROUNDS = 20  # of redrawing for min_novelty
+MAX_ROUNDS = 20  # of drawing what min_novelty rejects anew
 GRAM = 4  # words
+HOW = ("max_new_tokens", "min_novelty", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 
 
 def main(settings):
@@ -132,14 +133,18 @@ class Writer:
 
     def write(self, start):
         """Yield num_samples of (tweet, novelty or None, the training tweet that holds all of it or None)."""
+        prompt, most = [END_OF_TEXT, *encode(self.tokenizer, start)], self.model.config.block_size
+        if len(prompt) - 1 > most:
+            told = f"the prompt has {len(prompt) - 1} tokens; the model reads only the last {most}"
+            print(f"{told} (block_size)", file=sys.stderr)
         wanted, rejected = self.settings.num_samples, 0
-        for _ in range(MAX_ROUNDS if self.settings.min_novelty else 1):
+        for _ in range(MAX_ROUNDS):
             missing, wanted = wanted, 0
             for first in range(0, missing, BATCH):
                 count = min(BATCH, missing - first)
                 seeds = range(self.seed, self.seed + count)
                 self.seed += count
-                for tweet in self.draw(start, seeds):
+                for tweet in self.draw(prompt, seeds):
                     novelty, source = self.known.novelty(tweet) if self.known else (None, None)
                     if novelty is not None and novelty < self.settings.min_novelty:
                         rejected, wanted = rejected + 1, wanted + 1
@@ -157,23 +162,16 @@ class Writer:
                 file=sys.stderr,
             )
 
-    def draw(self, start, seeds):
-        """One tweet per seed, beginning with `start` and ending where the model ends it."""
+    def draw(self, prompt, seeds):
+        """One tweet per seed, beginning with the ids of `prompt` and ending where the model ends it."""
         settings = self.settings
-        prompt = [END_OF_TEXT, *encode(self.tokenizer, start)]
-        if len(prompt) > self.model.config.block_size:
-            most = self.model.config.block_size
-            told = (
-                f"the prompt has {len(prompt) - 1} tokens; the model reads only the last {most} (block_size)"
-            )
-            print(told, file=sys.stderr)
         rows = [prompt[1:] for _ in seeds]
         live = len(rows) == 1 and sys.stdout.isatty()  # then the tweet appears as it is written
         stream = self.model.stream(
             torch.tensor([prompt] * len(rows), device=self.model.wte.weight.device),
             settings.max_new_tokens,
             temperature=settings.temperature,
-            top_k=settings.top_k or None,
+            top_k=settings.top_k,
             top_p=settings.top_p,
             repetition_penalty=settings.repetition_penalty,
             stop_token=END_OF_TEXT,
@@ -198,8 +196,7 @@ class Writer:
 def keep(lines, start, settings, path):
     """Add the tweets to `path`, with the settings that made them."""
     earlier = path.read_bytes() if path.exists() else b""  # bytes, since another program may have saved it
-    names = "max_new_tokens min_novelty temperature top_k top_p repetition_penalty seed".split()  # noqa: SIM905
-    how = " ".join(f"--{name}={getattr(settings, name)}" for name in names)
+    how = " ".join(f"--{name}={getattr(settings, name)}" for name in HOW)
     header = f"# a model's parody, nobody's words: --start={start.strip()!r} {how}"
     with written_whole(path, "wb") as file:
         file.write(earlier + "\n".join([header, *lines, "", ""]).encode())

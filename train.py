@@ -110,6 +110,7 @@ def main(settings):
 
 
 def train(settings, device):
+    """The whole run: evaluate, save, take a step, and again, up to max_iters or a signal to stop."""
     dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
     train_data, val_data, meta = load_data(settings)
     if settings.batch_size % world_size():
@@ -136,7 +137,7 @@ def train(settings, device):
                 val_loss, bits_per_byte = evaluate(run.averaged, val_data, meta["val_bytes"])
                 run.record(progress.row(val_loss, bits_per_byte))
             run.save_if_due()
-            if is_due:  # after saving: a printed line means a saved run, and saving is not timed as training
+            if is_due:  # after saving: a printed line means a saved run, and that is not timed as training
                 progress.report()
             elif run.iteration % settings.log_interval == 0:
                 progress.log()
@@ -202,7 +203,7 @@ def load_data(settings):
 
 def checked(tokens, name):
     """(…) uint16 from a memmap as int64; raises UserError for ids that GPT-2 lacks."""
-    if tokens.max() >= GPTConfig.vocab_size:
+    if tokens.max(initial=0) >= GPTConfig.vocab_size:
         raise UserError(f"{name}.bin holds the id {tokens.max()}, which GPT-2 lacks; run prepare.py again")
     return torch.from_numpy(tokens.astype(np.int64))
 
@@ -241,7 +242,7 @@ def learning_rate_at(iteration, settings):
     if iteration < settings.warmup_iters:
         return settings.learning_rate * (iteration + 1) / settings.warmup_iters
     progress = (iteration - settings.warmup_iters) / max(1, settings.max_iters - settings.warmup_iters)
-    share = 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    share = 0.5 * (1.0 + math.cos(math.pi * progress))
     return settings.min_lr + share * (settings.learning_rate - settings.min_lr)
 
 
@@ -278,11 +279,11 @@ def evaluate(model, data, n_bytes, batch_size=512):
 
     Every token but the first is scored once: windows advance by half a block, and each but the first scores
     its newer half, so that (past the start) every token has at least half a block before it, of which
-    `separate_tweets` hides other tweets. Several processes share the windows.
+    `separate_tweets` hides other tweets from the network. Several processes share the windows.
     """
     model.eval()
     block_size, device = model.config.block_size, next(model.parameters()).device
-    n_targets, stride, offsets = len(data) - 1, max(block_size // 2, 1), np.arange(block_size)
+    n_targets, stride, offsets = len(data) - 1, block_size // 2, np.arange(block_size)
     starts = np.arange(0, max(n_targets - block_size, 0) + stride, stride)[:, None]  # (windows, 1)
     starts = starts[rank() :: world_size()]
     total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
@@ -348,7 +349,7 @@ class Run:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss became {loss} by iteration {self.iteration:,}; lower learning_rate, or set "
-                f"grad_clip to 1 or less. {self.out_dir}/last.pt holds the last good state"
+                f"grad_clip to 1. {self.out_dir}/last.pt holds the last good state"
             )
         return loss
 
@@ -551,12 +552,14 @@ class Progress:
         return f"{tqdm.format_interval(pace * (self.run.settings.max_iters - self.run.iteration))} left"
 
     def log(self):
+        """Print the train loss between evaluations, where there is no bar."""
         if self.run.losses and (world_size() > 1 or not self.has_bar):
             loss = self.run.train_loss()  # for which all processes exchange theirs, wherever they print
             if not self.has_bar:
                 print(f"iter {self.run.iteration:5,}  train {loss:.4f} nats  {self.time_left()}", flush=True)
 
     def report(self):
+        """Print the evaluation that was recorded last."""
         row, is_best = self.run.history[-1], self.run.best["iter"] == self.run.iteration
         train_loss = "  -   " if math.isnan(row["train_loss"]) else f"{row['train_loss']:.4f}"
         self.bar.write(

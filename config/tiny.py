@@ -1,4 +1,4 @@
-# A small model for trying things out: done in 10 to 20 seconds on a laptop's CPU.
+# A small model for trying things out: done in about 10 seconds on a laptop's CPU.
 n_layer = 2
 n_head = 2
 n_embd = 64

@@ -14,12 +14,10 @@ import csv
 import io
 import json
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -66,9 +64,8 @@ def make_development_data(processed, folder):
     tokenizer, meta = prepare.load_tokenizer(), {}
     parts = {"train": [], "val": []}
     for tweet in processed.read_text(encoding="utf-8").split("\n")[:-1]:
-        bucket = zlib.crc32((re.sub(r"[\W_]+", "", tweet.casefold()) or tweet).encode()) % 100
-        if bucket >= 10:
-            parts["val" if bucket < 20 else "train"].append(tweet)
+        if not prepare.held_out(tweet):
+            parts["val" if prepare.percentile(tweet) < 2 * prepare.VAL_PERCENT else "train"].append(tweet)
     for name, tweets in parts.items():
         with open(folder / f"{name}.bin", "wb") as file:
             split = prepare.Split(file, tokenizer)

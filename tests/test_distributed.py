@@ -56,6 +56,17 @@ def test_two_processes_train_as_one_does_and_take_over_from_it(torchrun, train_h
     ))  # fmt: skip
 
 
+def test_a_process_that_has_no_windows_adds_nothing_to_the_val_loss(trained, monkeypatch):
+    model, few = GPT.load(trained.folder / "best.pt"), np.arange(6, dtype="<u2")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(train, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(train, "world_size", lambda: 3)
+        monkeypatch.setattr(train, "summed", float)
+        shares.append(train.evaluate(model, few, 1)[0])
+    assert shares[0] > 0 and shares[1:] == [0.0, 0.0]
+
+
 def test_gradients_are_exchanged_once_an_iteration(prepared, trained, tmp_path, monkeypatch):
     settings = train.Settings(block_size=8, batch_size=4, gradient_accumulation_steps=3)
     data, exchanged = np.memmap(prepared.folder / "train.bin", "<u2", "r"), []
