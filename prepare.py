@@ -51,6 +51,7 @@ TEXT_COLUMNS = ("text", "tweet", "full_text", "content", "body")
 USER_COLUMNS = ("user", "username", "user_name", "screen_name", "user_screen_name", "author", "handle")
 TABLES, PACKED = (".csv", ".tsv"), (".gz", ".zip")
 KNOWN = (*TABLES, ".txt", ".js", *PACKED)
+UNREADABLE = (".xlsx", ".xls", ".ods", ".numbers", ".json", ".jsonl")
 ARCHIVE = re.compile(r"tweets?(-part\d+)?\.js")  # the tweets in X's archive, among many other files
 
 DOWNLOAD_SECONDS = 10
@@ -151,11 +152,16 @@ def find_files(inputs):
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if may_hold_tweets(file, path))
             archive = [file for file in inside if ARCHIVE.fullmatch(file.name)]
-            inside = archive or [file for file in inside if file.suffix.lower() != ".js"]
+            # what else is in data/ and assets/ of X's archive, such as a README.txt, are no tweets
+            homes = {file.resolve().parent for file in archive if file.resolve().parent.name == "data"}
+            homes |= {home.parent / "assets" for home in homes}
+            others = [file for file in inside if homes.isdisjoint(file.resolve().parents)]
+            inside = sorted(archive + [file for file in others if file.suffix.lower() != ".js"])
             if not inside:
                 raise UserError(f"the folder {path} holds no tweets: no {', '.join(KNOWN)}")
         elif path.exists() or not glob.has_magic(name):
-            inside = [path]
+            parts = path.parent.glob(f"{path.stem}-part*.js") if ARCHIVE.fullmatch(path.name) else ()
+            inside = [path, *sorted(parts)]
         else:
             inside = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
             if not inside:
@@ -248,6 +254,8 @@ def members(path):
     if not path.exists():
         raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
     kind, limit = path.suffix.lower(), max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
+    if kind in UNREADABLE:
+        raise UserError(f"{path}: spreadsheets and JSON are not read; save it as a CSV")
     if kind not in PACKED:
         return [(path.name.lower(), lambda: as_text(open(path, "rb", buffering=0)))]
     if kind == ".gz":

@@ -82,7 +82,7 @@ def main(settings):
         tweet = ""  # the last one, to draw if there is no prompt
         for tweet, novelty, source in writer.write(read_prompt(start)):
             lines.append(tweet if novelty is None else f"{novelty:4.0%} new  {tweet}")
-            show(lines[-1] + (f"\n          the same words as: {source}" if source else ""))
+            show(lines[-1] + (f"\n          word for word in: {source}" if source else ""))
         keep(lines, start, settings, out_dir / "samples.txt")
         if settings.attention:
             text = encode(writer.tokenizer, read_prompt(start) or tweet)

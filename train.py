@@ -553,7 +553,7 @@ class Progress:
 
     def log(self):
         """Print the train loss between evaluations, where there is no bar."""
-        if self.run.losses and (world_size() > 1 or not self.has_bar):
+        if self.run.iteration > self.reported_iter and (world_size() > 1 or not self.has_bar):
             loss = self.run.train_loss()  # for which all processes exchange theirs, wherever they print
             if not self.has_bar:
                 print(f"iter {self.run.iteration:5,}  train {loss:.4f} nats  {self.time_left()}", flush=True)

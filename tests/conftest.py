@@ -12,6 +12,9 @@ import types
 
 import pytest
 
+# before torch is imported: threads gain nothing on tiny models, and wait for long where the cores are busy
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPO = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))  # so that plain `pytest` finds the program, as `python -m pytest` does
 

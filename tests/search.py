@@ -91,11 +91,13 @@ def train(data_dir, flags, seed, log):
 def main():
     own, _, extra = " ".join(sys.argv[1:]).partition("-- ")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("variants", nargs="*", default=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("variants", nargs="*", default=list(VARIANTS), help=", ".join(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=1, help="how many to take the mean of; 1")
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args(own.split())
+    if unknown := set(options.variants) - VARIANTS.keys():
+        parser.error(f"no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         log = None if options.verbose else stack.enter_context(open("/dev/null", "w"))
         make_development_data(pathlib.Path(options.data_dir) / "processed.txt", pathlib.Path(folder))

@@ -608,6 +608,21 @@ def test_folders_and_patterns_are_read_in_order_and_each_tweet_once(run, write_c
     assert run(download.parent).code == 0
 
 
+def test_an_unpacked_archive_is_read_with_its_parts_and_what_lies_beside_it(run, write_csv, tmp_path):
+    home = tmp_path / "twitter-2026" / "data"
+    home.mkdir(parents=True)
+    (home / "tweets.js").write_text(archive(FILLER[:9]))
+    (home / "tweets-part1.js").write_text(archive(FILLER[9:], 1))
+    (home / "README.txt").write_text("What is in this archive")
+    write_csv(tmp_path / "mine.csv", [["text"], ["one of another export"]])
+    outputs = []
+    for given in (home / "tweets.js", home.parent, tmp_path):
+        done = run(given)
+        assert done.code == 0, done.err
+        outputs.append(sorted(lines_of(tmp_path / "out")))
+    assert outputs == [sorted(FILLER), sorted(FILLER), sorted([*FILLER, "one of another export"])]
+
+
 def test_a_folder_is_read_without_hidden_files_and_what_prepare_wrote(run, write_csv, tmp_path):
     for place in ("in/mine.csv", "in/.venv/lib/other.csv", "in/data/processed.txt"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -665,6 +680,7 @@ HARM = {
     "half a gz": ("in.csv.gz", EXPORTS["packed.csv.gz"][:-20], "cannot be unpacked"),
     "no gz": ("in.csv.gz", b"text\nhello", "cannot be unpacked"),
     "half a zip": ("in.zip", EXPORTS["packed.zip"][:-30], "cannot be unpacked"),
+    "a spreadsheet": ("in.xlsx", zipped(workbook_xml="<x>"), "save it as a CSV"),
     "a zip of nothing": ("in.zip", zipped(a_png=b"x"), "no CSV"),
     "a bomb in a gz": ("in.csv.gz", gzip.compress(b"a" * 120_000_000, 9), "unpacks to far more"),
     "a bomb in a zip": ("in.zip", zipped(a_csv=b"text\n" + b"a" * 120_000_000), "unpacks to far more"),

@@ -35,7 +35,7 @@ def sample(command, out):
 
 def tweets_in(text):
     """The tweets that sample.py printed, without what it says of their novelty."""
-    lines = [line for line in text.splitlines() if "the same words as:" not in line]
+    lines = [line for line in text.splitlines() if "word for word in:" not in line]
     return [re.sub(r"^ *\d+% new  ", "", line) for line in lines]
 
 
