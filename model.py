@@ -420,8 +420,11 @@ class GPT(nn.Module):
 
     def checkpoint(self, **notes):
         """What `save` writes: a dictionary of plain values and tensors."""
-        config = dataclasses.asdict(self.config)
-        return {"format": CHECKPOINT_FORMAT, "config": config, "model": self.state_dict(), "notes": notes}
+        config, state = dataclasses.asdict(self.config), self.state_dict()
+        state = {
+            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()
+        }
+        return {"format": CHECKPOINT_FORMAT, "config": config, "model": state, "notes": notes}
 
     @classmethod
     def load(cls, path, device="cpu"):
@@ -927,8 +930,19 @@ def checked_tables(config, state):
         demand(tensor.layout == torch.strided and tensor.is_contiguous(), name)  # has all its memory
         demand(tensor.dtype in (torch.float32, torch.int64, torch.int32), name)
         demand(not tensor.is_floating_point() or tensor.isfinite().all(), name)
-    demand(state["wpe.weight"].shape == (config.block_size, config.n_embd), "wpe.weight")
-    demand(f"h.{config.n_layer - 1}.ln_1.weight" in state, "n_layer")
+    storages = {tensor.untyped_storage().data_ptr() for tensor in state.values() if tensor.numel()}
+    demand(len(storages) == sum(tensor.numel() > 0 for tensor in state.values()), "memory that is shared")
+    C = config.n_embd
+    demand(state["wpe.weight"].shape == (config.block_size, C), "wpe.weight")
+    matrices = {
+        "attn.c_attn": (3 * C, C),
+        "attn.c_proj": (C, C),
+        "mlp.c_fc": (4 * C, C),
+        "mlp.c_proj": (C, 4 * C),
+    }
+    for layer in range(config.n_layer):
+        for name, shape in matrices.items():
+            demand(state[f"h.{layer}.{name}.weight"].shape == shape, f"h.{layer}.{name}.weight")
     prefixes = ("tables.", "ngrams.")
     tables = {name.split(".", 1)[1]: tensor for name, tensor in state.items() if name.startswith(prefixes)}
     if not config.compact_vocab:
@@ -1031,7 +1045,7 @@ def choose_device(name):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device

@@ -31,6 +31,7 @@ import tempfile
 import textwrap
 import threading
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 TEXT_COLUMNS = ("text", "tweet", "full_text", "content", "body")
 USER_COLUMNS = ("user", "username", "user_name", "screen_name", "user_screen_name", "author", "handle")
+BEYOND = 0  # the column to the right of all that have a name
 TABLES, PACKED = (".csv", ".tsv"), (".gz", ".zip")
 KNOWN = (*TABLES, ".txt", ".js", *PACKED)
 UNREADABLE = (".xlsx", ".xls", ".ods", ".numbers", ".json", ".jsonl")
@@ -147,27 +149,37 @@ def main(settings):
 def find_files(inputs):
     """The files that the user means by names, folders and patterns, in order and each once."""
     found = {}
-    for name in inputs:
-        path = pathlib.Path(name or "(nothing)").expanduser()
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if may_hold_tweets(file, path))
-            archive = [file for file in inside if ARCHIVE.fullmatch(file.name)]
-            # what else is in data/ and assets/ of X's archive, such as a README.txt, are no tweets
-            homes = {file.resolve().parent for file in archive if file.resolve().parent.name == "data"}
-            homes |= {home.parent / "assets" for home in homes}
-            others = [file for file in inside if homes.isdisjoint(file.resolve().parents)]
-            inside = sorted(archive + [file for file in others if file.suffix.lower() != ".js"])
-            if not inside:
-                raise UserError(f"the folder {path} holds no tweets: no {', '.join(KNOWN)}")
-        elif path.exists() or not glob.has_magic(name):
-            parts = path.parent.glob(f"{path.stem}-part*.js") if ARCHIVE.fullmatch(path.name) else ()
-            inside = [path, *sorted(parts)]
-        else:
-            inside = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
-            if not inside:
+    for name in map(os.path.expanduser, inputs):
+        paths = [pathlib.Path(name or "(nothing)")]
+        if glob.has_magic(name) and not paths[0].exists():
+            paths = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            if not paths:
                 raise UserError(f"no file matches the pattern {name!r}")
-        found |= dict.fromkeys(inside)
+        for path in paths:
+            found |= dict.fromkeys(in_folder(path) if path.is_dir() else with_parts(path))
     return list(found)
+
+
+def with_parts(path):
+    """A file and, of X's tweets.js, the parts that lie beside it."""
+    parts = path.parent.glob(f"{path.stem}-part*.js") if ARCHIVE.fullmatch(path.name) else ()
+    return [path, *sorted(parts)]
+
+
+def in_folder(folder):
+    """The files of tweets in a folder and those below it."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"the folder {folder} cannot be read: permission denied")
+    inside = [file for file in folder.rglob("*") if may_hold_tweets(file, folder)]
+    archive = [file for file in inside if ARCHIVE.fullmatch(file.name)]
+    # what else is in data/ and assets/ of X's archive, such as a README.txt, are no tweets
+    homes = {file.resolve().parent for file in archive if file.resolve().parent.name == "data"}
+    homes |= {home.parent / "assets" for home in homes}
+    others = [file for file in inside if homes.isdisjoint(file.resolve().parents)]
+    inside = sorted(archive + [file for file in others if file.suffix.lower() != ".js"])
+    if not inside:
+        raise UserError(f"the folder {folder} holds no tweets: no {', '.join(KNOWN)}")
+    return inside
 
 
 def may_hold_tweets(file, folder):
@@ -257,7 +269,7 @@ def members(path):
     if kind in UNREADABLE:
         raise UserError(f"{path}: spreadsheets and JSON are not read; save it as a CSV")
     if kind not in PACKED:
-        return [(path.name.lower(), lambda: as_text(open(path, "rb", buffering=0)))]
+        return [(path.name.lower(), lambda: as_text(open_unpacked(path)))]
     if kind == ".gz":
         unpack = {path.stem: functools.partial(gzip.open, path)}
     else:
@@ -279,6 +291,13 @@ def tweets_in_zip(path):
     if not names:
         raise UserError(f"{path} holds no tweets: no CSV, no text and no tweets.js")
     return names
+
+
+def open_unpacked(path):
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def open_in_zip(path, name):
@@ -329,6 +348,7 @@ def read_table(path, reopen, settings):
     """The tweets of a CSV, whose cells are separated by commas, semicolons or tabs."""
     import pandas as pd  # here, because sample.py needs only the tokenizer and should start fast
 
+    warnings.filterwarnings("error", category=pd.errors.ParserWarning)  # that cells of a row are left out
     with reopen() as file:
         header = file.readline(1_000_000)
     separator = max(",;\t", key=header.count)
@@ -336,9 +356,18 @@ def read_table(path, reopen, settings):
     try:
         with reopen() as file:
             columns = list(map(str, pd.read_csv(file, nrows=0, **how).columns))
-        text, retweet, user = found = find_columns(path, columns, settings)
+        text, retweet, user = find_columns(path, columns, settings)
+        try:
+            with reopen() as file:
+                pd.read_csv(file, nrows=1, **how)
+        except (
+            pd.errors.ParserWarning
+        ):  # some programs end each row, but not the first line, with a separator
+            how |= {"names": [*columns, BEYOND], "header": 0}
         with reopen() as file:
-            for chunk in pd.read_csv(file, usecols=list({*found} - {None}), chunksize=CHUNK_ROWS, **how):
+            for chunk in pd.read_csv(file, chunksize=CHUNK_ROWS, **how):
+                if BEYOND in chunk and chunk[BEYOND].any():
+                    raise pd.errors.ParserWarning
                 if user:
                     chunk = chunk[chunk[user].map(handle) == handle(settings.user)]
                 marks = chunk[retweet].str.strip().str.lower() if retweet else [""] * len(chunk)
@@ -348,8 +377,12 @@ def read_table(path, reopen, settings):
         raise UserError(f"{path} is empty; it should be a CSV with a column of tweets") from None
     except UserError:
         raise
-    except (pd.errors.ParserError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read as a CSV: {error}") from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError, OverflowError) as error:
+        is_ragged = isinstance(error, pd.errors.ParserWarning)
+        why = "rows have more cells than its first line" if is_ragged else error
+        raise UserError(
+            f"{path} cannot be read as a CSV: {why}; a cell that holds {separator!r} must be in quotes"
+        ) from None
 
 
 def find_columns(path, columns, settings):

@@ -11,6 +11,8 @@ Prints the tweets, each with its novelty, and adds them to out/samples.txt.
 """
 
 import array
+import io
+import os
 import pathlib
 import re
 import sys
@@ -24,7 +26,7 @@ from config import UserError, errors_in_one_line, load_settings, printable, sett
 class Settings:
     start: str = setting("", "how the tweets begin; FILE:path reads it from a file", group="what to write")
     num_samples: int = setting(5, "how many tweets to write", within="[1, inf)")
-    max_new_tokens: int = setting(64, "the longest continuation, in tokens", within="[1, inf)")
+    max_new_tokens: int = setting(64, "the longest continuation, in tokens", within="[1, 1e5]")
     interactive: bool = setting(False, "read prompts from standard input, one per line")
     min_novelty: float = setting(0.0, "redraw tweets that are less new than this", within="[0, 1]")
 
@@ -36,7 +38,7 @@ class Settings:
     )
     top_k: int = setting(200, "draw among the k likeliest tokens; 0 for all", within="[0, inf)")
     top_p: float = setting(1.0, "of these, the fewest whose probabilities add up to this", within="(0, 1]")
-    repetition_penalty: float = setting(1.0, "above 1 avoids tokens already used", within="(0, inf)")
+    repetition_penalty: float = setting(1.0, "above 1 avoids tokens already used", within="[0.1, 10]")
     seed: int = setting(1337, "the same seed gives the same tweets", within="[0, 1e18]")
 
     attention: bool = setting(
@@ -50,12 +52,13 @@ class Settings:
 
 if __name__ == "__main__":  # here, so that typos are reported before the slow import of torch
     settings = load_settings(Settings, sys.argv[1:])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from model import GPT, choose_device  # noqa: E402
-from prepare import END_OF_TEXT, MAX_CHARS, encode, held_out, load_tokenizer, vocabulary_files  # noqa: E402
+from prepare import END_OF_TEXT, MAX_CHARS, encode, held_out, load_tokenizer, sha256, vocabulary_files  # noqa: E402
 
 BATCH = 100  # samples at a time, so that memory does not grow with their number
 MAX_ROUNDS = 20  # of drawing what min_novelty rejects anew
@@ -76,6 +79,8 @@ def main(settings):
     writer = Writer(settings, model)
     if settings.interactive and sys.stdin.isatty():
         print("type how the tweets begin and press Enter; Ctrl-D ends", file=sys.stderr)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # so that a prompt that is no UTF-8 ends nothing
+        sys.stdin.reconfigure(errors="replace")
     prompts = sys.stdin if settings.interactive else [settings.start]
     for start in prompts:
         lines = []
@@ -123,9 +128,12 @@ class Writer:
         data_dir, self.known = model.notes.get("data_dir"), None
         why = "this model's training tweets are not known"
         if data_dir:
-            processed = pathlib.Path(str(data_dir)) / "processed.txt"
+            processed, meta = (pathlib.Path(str(data_dir)) / name for name in ("processed.txt", "meta.json"))
             why = f"{processed} is gone"
-            self.known = TrainingTweets.read(processed) if processed.is_file() else None
+            if processed.is_file():
+                why = f"{data_dir} now holds other tweets than those of this model"
+                if model.notes.get("data") in (None, sha256(meta) if meta.is_file() else None):
+                    self.known = TrainingTweets.read(processed)
         if self.known is None:
             if settings.min_novelty:
                 raise UserError(f"min_novelty: {why}, so novelty cannot be measured; set it to 0")

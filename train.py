@@ -88,6 +88,8 @@ class Settings:
 
 if __name__ == "__main__":  # here, so that typos are reported before the slow import of torch
     settings = load_settings(Settings, sys.argv[1:])
+    # read when torch is imported; without it, two threads on a busy core take up to ten times as long as one
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -180,16 +182,17 @@ def load_data(settings):
         sizes = int(meta["val_bytes"]), int(meta["val_tokens"]) - 1
         if counts.min() < 0 or counts.sum() != meta["train_tokens"] or min(sizes) < 1:
             raise ValueError("its numbers do not add up")
-    except FileNotFoundError:
+    except OSError as error:
         raise UserError(
-            f"{folder}/meta.json does not exist; run prepare.py --data_dir={folder} first"
+            f"data_dir: {folder}/meta.json cannot be read ({error.strerror}); "
+            f"run prepare.py --data_dir={folder} first"
         ) from None
     except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError, ValueError) as error:
         raise UserError(f"{folder}/meta.json is damaged ({error}); run prepare.py again") from None
     splits = []
     for name in ("train", "val"):
         path = folder / f"{name}.bin"
-        size = path.stat().st_size
+        size = path.stat().st_size if path.is_file() else 0
         if size % 2 or size // 2 != meta.get(f"{name}_tokens"):
             raise UserError(f"{path} does not match meta.json ({size} bytes); run prepare.py again")
         if name == "train" and size // 2 <= settings.block_size:
@@ -349,7 +352,7 @@ class Run:
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss became {loss} by iteration {self.iteration:,}; lower learning_rate, or set "
-                f"grad_clip to 1. {self.out_dir}/last.pt holds the last good state"
+                f"grad_clip to 1. {self.out_dir}/last.pt holds the state that was saved last"
             )
         return loss
 
@@ -378,7 +381,8 @@ class Run:
             self.averaged.save(self.out_dir / "best.pt", **self.notes())
 
     def notes(self):
-        return {"data_dir": self.settings.data_dir, "leading_space": True, **self.best}
+        own = {"data_dir": self.settings.data_dir, "data": self.data_sha256, "leading_space": True}
+        return own | self.best
 
     def save_if_due(self):
         every = self.settings.checkpoint_interval
@@ -389,11 +393,16 @@ class Run:
     def save(self):
         """Write last.pt."""
         self.train_loss()  # stops before broken weights overwrite good ones
+        if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
+            self.check_finite(math.nan)
+        losses = self.losses
+        if world_size() > 1:  # all processes will take up the file of the first
+            losses = [torch.tensor(summed(loss) / world_size()) for loss in losses]
         state = {
             "settings": dataclasses.asdict(self.settings),
             "data": self.data_sha256,
             "iteration": self.iteration,
-            "losses": self.losses,
+            "losses": losses,
             "history": self.history,
             "best": self.best,
             "averaged": {name: mean.detach() for name, mean in self.averaged.named_parameters()},
@@ -433,8 +442,10 @@ class Run:
             for parameter, moments in self.optimizer.state.items():
                 if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
                     raise ValueError("the optimizer's moments do not fit the weights")
-            self.scaler.load_state_dict(saved["scaler"])
-            self.iteration, self.losses = int(saved["iteration"]), list(saved["losses"])
+            if saved["scaler"]:  # empty unless the dtype was float16
+                self.scaler.load_state_dict(saved["scaler"])
+            device = next(self.model.parameters()).device
+            self.iteration, self.losses = int(saved["iteration"]), [x.to(device) for x in saved["losses"]]
             self.history, self.best = list(saved["history"]), dict(saved["best"])
             names, rows = ("iter", "val_loss", "bits_per_byte"), [*self.history, self.best]
             torch.tensor(
@@ -474,6 +485,10 @@ def set_aside(out_dir):
     if not found:
         return
     previous, collecting = out_dir / "previous", out_dir / "previous.tmp"
+    if previous.exists() and not previous.is_dir():
+        raise UserError(f"{previous} is not a folder, so the earlier run cannot go there; move it away")
+    if previous.exists() and is_untrained(out_dir):
+        return  # a run that failed at once should not replace the one before it
     replaced = " (replacing the one that was there)" if previous.exists() else ""
     collecting.mkdir(exist_ok=True)  # there already if an earlier move was cut short: then complete it
     for path in found:
@@ -484,6 +499,16 @@ def set_aside(out_dir):
         f"the earlier run in {out_dir} is now in {previous}{replaced}; to continue it instead, "
         f"move it back and add --init_from=resume"
     )
+
+
+def is_untrained(out_dir):
+    """Whether the run in `out_dir` was saved before its first step, and never after."""
+    paths = [path for name in ("best.pt", "last.pt") if (path := out_dir / name).exists()]
+    try:
+        saved = [read_checkpoint(path) for path in paths]
+        return bool(saved) and not any(c.get("iteration") or c["notes"]["iter"] for c in saved)
+    except (UserError, LookupError, TypeError):
+        return False
 
 
 # --- reports --------------------------------------------------------------------------------------
@@ -678,7 +703,10 @@ if __name__ == "__main__":
         try:
             main(settings)
         except (RuntimeError, MemoryError) as error:
+            if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                why = str(error).strip().split("\n")[0]
+                raise UserError(f"compile: torch.compile fails here ({why}); leave out --compile") from None
             known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            if not known and "allocate memory" not in str(error):
+            if not known and not any(words in str(error) for words in ("allocate memory", "overflow")):
                 raise
             raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None

@@ -78,8 +78,10 @@ def written_whole(path, mode="w"):
     except BaseException as error:
         if beside.exists():
             beside.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error}; what was there before is untouched") from None
+        # torch.save hides a full disk behind a RuntimeError
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise UserError(f"cannot write {path}: {cause}; what was there before is untouched") from None
         raise
 
 
@@ -118,6 +120,7 @@ def load_settings(cls, argv):
     exit status 2, before anything slow has been imported.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    sys.excepthook = _interrupted_in_one_line
     with errors_in_one_line():
         flags, unknown = _parser(cls).parse_known_args(_with_values(argv, fields))
         flags = vars(flags)
@@ -132,6 +135,14 @@ def load_settings(cls, argv):
         values = _read_preset(preset, fields) if preset else {}
         values |= {key: _parsed(fields[key], text) for key, text in flags.items()}
         return cls(**{key: _checked(fields[key], value) for key, value in values.items()})
+
+
+def _interrupted_in_one_line(kind, error, trace):
+    """For Ctrl-C while a script still imports torch, before its errors_in_one_line()."""
+    if kind is KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _parser(cls):
@@ -185,13 +196,18 @@ def _read_preset(path, fields):
         raise UserError(f"preset {path!r} is not a file; name one such as config/elon.py")
     try:
         found = runpy.run_path(path)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises is a mistake in that file
+    except (
+        Exception,
+        SystemExit,
+        GeneratorExit,
+    ) as error:  # whatever the user's file raises is a mistake in that file
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]
         line = getattr(error, "lineno", None) or (lines[-1] if lines else "?")
         raise UserError(f"preset {path}, line {line}: {type(error).__name__}: {error}") from None
     found = {key: value for key, value in found.items() if not key.startswith("_")}
-    values = {k: v for k, v in found.items() if not (callable(v) or isinstance(v, types.ModuleType))}
+    helpers = {k for k, v in found.items() if callable(v) or isinstance(v, types.ModuleType)} - fields.keys()
+    values = {key: value for key, value in found.items() if key not in helpers}
     for key in values.keys() - fields.keys():
         raise UserError(f"preset {path}: {_unknown(key, fields)}")
     return values
@@ -224,6 +240,7 @@ def _checked(field, value):
     if choices and value not in choices:
         raise UserError(f"{field.name}: {value!r} is not one of {', '.join(choices)}")
     if within:
+        within = within.replace("inf", str(2**31)) if kind is int else within  # no machine has use for more
         low, high = (float(end) for end in within[1:-1].split(","))
         above = value >= low if within[0] == "[" else value > low
         below = value <= high if within[-1] == "]" else value < high

@@ -398,6 +398,7 @@ def sample_py_rows(args):
     train_ours(args, here, args.preset, "--max_iters=2")
     model = GPT.load(here / "best.pt")
     model.save(large / "best.pt", **model.notes | {"data_dir": str(large)})
+    shutil.copy(args.data_dir / "meta.json", large)
     with written_whole(large / "processed.txt") as file:
         file.writelines(f"{tweet}\n" for tweet in generate_tweets(args, known))
     command = ["sample.py", "--start=Tesla", f"--out_dir={here}"]

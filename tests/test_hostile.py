@@ -252,7 +252,7 @@ def test_a_loss_that_is_no_number_overwrites_nothing(run, snapshot, monkeypatch,
         return logits, loss * bad if model.training == (where == "in training") else loss
 
     monkeypatch.setattr(GPT, "__call__", spoilt)
-    with pytest.raises(UserError, match=r"lower learning_rate.*last\.pt holds the last good state"):
+    with pytest.raises(UserError, match=r"lower learning_rate.*last\.pt holds the state that was saved"):
         run(max_iters=12, checkpoint_interval=interval)
     after = snapshot(run.out)
     assert after.pop("last.pt")  # which a resumed run writes again

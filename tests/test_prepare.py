@@ -317,12 +317,21 @@ def test_several_files_are_joined_in_order(run, write_csv, tmp_path):
     assert "a.csv" in done.out and "b.csv" in done.out
 
 
-@pytest.mark.parametrize("tail", [",", ",x,y"])
-def test_cells_beyond_the_header_do_not_shift_the_columns(run, tmp_path, tail):
+def test_a_separator_at_the_end_of_each_row_does_not_shift_the_columns(run, tmp_path):
     path = tmp_path / "in.csv"
-    path.write_text("id,text\n" + "".join(f"{i},{tweet}{tail}\n" for i, tweet in enumerate(FILLER)))
+    path.write_text("id,text\n" + "".join(f"{i},{tweet},\n" for i, tweet in enumerate(FILLER)))
     assert run(path).code == 0
     assert lines_of(tmp_path / "out") == FILLER
+
+
+@pytest.mark.parametrize("tail", [", and more", ", and, more", ",, more"])
+@pytest.mark.parametrize("ragged", [range(24), [0], [5], [23]])
+def test_tweets_that_hold_a_separator_without_quotes_are_not_cut(run, the_error, tmp_path, tail, ragged):
+    path = tmp_path / "in.csv"
+    rows = [f"{i},{tweet}{tail * (i in ragged)}\n" for i, tweet in enumerate(FILLER)]
+    path.write_text("id,text\n" + "".join(rows))
+    assert "must be in quotes" in the_error(run(path), "prepare.py")
+    assert not (tmp_path / "out" / "train.bin").exists()
 
 
 def test_what_is_longer_than_a_post_can_be_is_dropped_and_counted(run, write_csv, tmp_path):
