@@ -86,10 +86,11 @@ def test_a_run_survives_sigkill_at_any_moment(prepared, tmp_path, read_losses, k
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows knows no limit on the size of files")
-def test_a_full_disk_is_told_and_the_checkpoint_before_it_is_intact(trained, snapshot, tmp_path):
+@pytest.mark.parametrize("share", [0.6, 0.95, 0.99])
+def test_a_full_disk_is_told_and_the_checkpoint_before_it_is_intact(trained, snapshot, tmp_path, share):
     out = shutil.copytree(trained.folder, tmp_path / "out")
     before = snapshot(out)
-    limit = (out / "last.pt").stat().st_size - 1000
+    limit = int((out / "last.pt").stat().st_size * share)
     code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     code += "runpy.run_path('train.py', run_name='__main__')"
     flags = [*trained.flags, f"--out_dir={out}", "--init_from=resume", "--max_iters=12"]

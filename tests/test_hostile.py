@@ -261,6 +261,42 @@ def test_a_loss_that_is_no_number_overwrites_nothing(run, snapshot, monkeypatch,
     assert checkpoint["iteration"] == 8 and all(t.isfinite().all() for t in checkpoint["model"].values())
 
 
+def test_attempts_that_fail_before_a_step_do_not_replace_the_run_before(run, monkeypatch):
+    good = (run.out / "best.pt").read_bytes()
+
+    def no_memory(model, idx, targets=None):
+        if model.training:
+            raise MemoryError
+        return GPT.forward(model, idx, targets)
+
+    monkeypatch.setattr(GPT, "__call__", no_memory)
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            run(init_from="scratch")
+    assert (run.out / "previous" / "best.pt").read_bytes() == good
+
+
+def test_weights_that_are_not_finite_are_never_saved(run):
+    wild = {"learning_rate": 1e38, "grad_clip": 0.0, "warmup_iters": 0, "checkpoint_interval": 1}
+    with pytest.raises(UserError, match="lower learning_rate"):
+        run(init_from="scratch", **wild)
+    assert GPT.load(run.out / "last.pt").config.n_layer == 1
+
+
+def test_a_run_goes_on_in_float16_where_it_began_in_float32(run):
+    run(max_iters=12, dtype="float16")
+    assert read_checkpoint(run.out / "last.pt")["iteration"] == 12
+
+
+def test_a_checkpoint_of_matrices_larger_than_its_file_is_refused_before_they_are_made(run):
+    checkpoint = read_checkpoint(run.out / "best.pt")
+    checkpoint["config"]["n_embd"] = 80_000
+    checkpoint["model"]["wpe.weight"] = torch.zeros(checkpoint["config"]["block_size"], 80_000)
+    torch.save(checkpoint, run.out / "best.pt")
+    with pytest.raises(UserError, match="c_attn"):
+        GPT.load(run.out / "best.pt")
+
+
 def test_too_little_memory_on_a_gpu_is_told(command, trained, the_error, monkeypatch, tmp_path):
     def no_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")

@@ -271,3 +271,17 @@ def test_the_same_seed_gives_the_same_tweets_at_any_number(sample, count):
     assert (
         tweets_in(sample(f"--num_samples={count}", "--start=The", "--max_new_tokens=20").out) == many[:count]
     )
+
+
+def test_other_tweets_where_those_of_the_model_were_are_not_compared_with(
+    command, trained, prepared, tmp_path
+):
+    state = torch.load(trained.folder / "best.pt", weights_only=True)
+    shutil.copytree(prepared.folder, tmp_path / "data")
+    state["notes"]["data_dir"] = str(tmp_path / "data")
+    torch.save(state, tmp_path / "best.pt")
+    assert "% new" in command("sample.py", f"--out_dir={tmp_path}").out
+    with open(tmp_path / "data" / "meta.json", "a") as file:
+        file.write("\n")
+    done = command("sample.py", f"--out_dir={tmp_path}")
+    assert done.code == 0 and "% new" not in done.out and "now holds other tweets" in done.err
