@@ -7,21 +7,17 @@
     python train.py config/finetune.py                # start from GPT-2's own weights
     torchrun --standalone --nproc_per_node=8 train.py config/elon.py   # on eight GPUs
 
-Writes to out/: best.pt (the weights with the lowest val loss), last.pt (everything that a resumed run
-needs), loss.csv and loss.png.
+Writes to out/: best.pt (the weights with the lowest val loss), last.pt (what a resumed run needs), loss.csv
+and loss.png.
 """
 
-import contextlib
-import copy
-import csv
 import dataclasses
-import hashlib
+import io
 import json
 import math
 import os
 import pathlib
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -34,566 +30,391 @@ from config import UserError, command, errors_in_one_line, load_settings, settin
 class Settings:
     data_dir: str = setting("data", "the folder with train.bin, val.bin and meta.json", group="files")
     out_dir: str = setting("out", "the folder for checkpoints, loss.csv and loss.png")
-    init_from: str = setting(
-        "scratch",
-        "scratch; resume, from out_dir/last.pt; or gpt2, gpt2-medium, gpt2-large, gpt2-xl or a path to such "
-        "weights, which set n_layer, n_head, n_embd, bias and gelu",
-    )
+    init_from: str = setting("scratch", "or resume, or gpt2, gpt2-medium, …, or a folder with such weights")
 
-    block_size: int = setting(
-        64, "tokens per window: the longest context", within="[2, inf)", group="the model"
-    )
-    n_layer: int = setting(4, "transformer blocks", within="[1, inf)")
-    n_head: int = setting(4, "attention heads per block", within="[1, inf)")
-    n_embd: int = setting(128, "size of each token's vector; a multiple of n_head", within="[1, inf)")
-    dropout: float = setting(0.2, "fraction of activations zeroed in training", within="[0, 1)")
-    bias: bool = setting(True, "biases in Linear and LayerNorm, as GPT-2 has them")
-    gelu: str = setting("exact", "form of GELU; GPT-2's weights need tanh", choices=("exact", "tanh"))
+    block_size: int = setting(64, "tokens per window: the longest context", low=2, group="the model")
+    n_layer: int = setting(4, "transformer blocks", low=1)
+    n_head: int = setting(4, "attention heads per block", low=1)
+    n_embd: int = setting(128, "size of each token's vector; a multiple of n_head", low=1)
+    dropout: float = setting(0.2, "fraction of activations zeroed in training", low=0, high=0.99)
+    noise: float = setting(0.0, "how strongly training replaces input tokens at random", low=0, high=1)
     separate_tweets: bool = setting(False, "hide earlier tweets from each tweet")
-    output_bias: bool = setting(False, "a bias per token, initialised to its log frequency")
-    compact_vocab: bool = setting(False, "an embedding for each token seen twice or more, one for all others")
-    spelling: int = setting(0, "size of the hash table of spelling vectors; 0 for none", within="[0, inf)")
-    ngram_order: int = setting(0, "mix in an n-gram model of this order; 0 for none", within="[0, inf)")
-    ngram_weight: float = setting(0.5, "the n-gram model's share of each prediction", within="(0, 1)")
-    noise: float = setting(0.0, "how strongly training replaces input tokens at random", within="[0, 1)")
+    cut: float = setting(0.0, "chance that training cuts a tweet in two before a token", low=0, high=1)
+    n_before: int = setting(0, "how many tokens before it each token takes in at once", low=0)
+    compact_vocab: bool = setting(False, "a vector for each token seen twice, shared ones for the others")
+    spelling: int = setting(0, "vectors for groups of letters, at most 32,767; 0 for none", low=0, high=32767)
 
-    batch_size: int = setting(
-        32, "windows per batch, over all processes", within="[1, inf)", group="training"
-    )
-    gradient_accumulation_steps: int = setting(1, "batches averaged per step of AdamW", within="[1, inf)")
-    max_iters: int = setting(2000, "iterations in total", within="[1, inf)")
-    learning_rate: float = setting(1e-3, "AdamW's, at its peak", within="(0, inf)")
-    min_lr: float = setting(1e-4, "the learning rate at the end, reached along a cosine", within="[0, inf)")
-    warmup_iters: int = setting(50, "iterations to reach learning_rate", within="[0, inf)")
-    weight_decay: float = setting(0.1, "AdamW's, for matrices only", within="[0, inf)")
-    beta2: float = setting(0.99, "AdamW's decay rate for squared gradients", within="[0, 1)")
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", within="[0, inf)")
-    average_decay: float = setting(0.0, "evaluate a running mean of the weights; 0 for none", within="[0, 1)")
+    batch_size: int = setting(32, "windows per batch, over all processes", low=1, group="training")
+    gradient_accumulation_steps: int = setting(1, "batches averaged per step", low=1)
+    epochs: float = setting(40.0, "how often to go through the training tokens", low=0)
+    max_iters: int = setting(0, "iterations in total, instead of epochs", low=0)
+    learning_rate: float = setting(1e-3, "at its peak; it falls to 0 along a cosine", low=0)
+    warmup_iters: int = setting(20, "iterations to reach learning_rate", low=0)
+    weight_decay: float = setting(0.1, "AdamW's, for matrices only", low=0)
+    muon: bool = setting(False, "Muon instead of AdamW for the matrices of the blocks")
+    muon_decay: float = setting(1.0, "Muon's weight decay", low=0)
+    beta2: float = setting(0.99, "AdamW's decay rate for squared gradients", low=0, high=1)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", low=0)
 
-    eval_interval: int = setting(100, "iterations between evaluations", within="[1, inf)", group="reports")
-    log_interval: int = setting(10, "iterations between progress lines", within="[1, inf)")
-    checkpoint_interval: int = setting(
-        0, "iterations between saves of last.pt; 0 for every evaluation", within="[0, inf)"
-    )
+    eval_interval: int = setting(0, "iterations between evaluations; 0 for 12 in all", low=0, group="reports")
+    patience: int = setting(0, "stop after so many evaluations without a better one; 0 for never", low=0)
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …", group="the machine")
     dtype: str = setting(
-        "auto",
-        "precision of matrix products; auto picks the fastest",
+        "auto", "of matrix products: float32, bfloat16, float16; auto picks the fastest",
         choices=("auto", "float32", "bfloat16", "float16"),
-    )
+    )  # fmt: skip
     compile: bool = setting(False, "use torch.compile: slow to start, then faster on a GPU")
-    seed: int = setting(1337, "of everything random", within="[0, 1e18]")
+    seed: int = setting(1337, "of everything random", low=0, high=10**18)
 
 
-if __name__ == "__main__":  # here, so that typos are reported before the slow import of torch
+if __name__ == "__main__":  # here, so that mistakes are told before the slow import of torch
     settings = load_settings(Settings, sys.argv[1:])
     # read when torch is imported; without it, two threads on a busy core take up to ten times as long as one
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
-from model import GPT, GPTConfig, choose_device, corpus_tables, make_gpt, read_checkpoint  # noqa: E402
-from prepare import token_texts  # noqa: E402
+from model import GPT, GPTConfig, choose_device, describe, read_checkpoint
+from prepare import token_texts
 
 FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
-    "data_dir", "out_dir", "init_from", "max_iters", "learning_rate", "min_lr", "warmup_iters",
-    "eval_interval", "log_interval", "checkpoint_interval", "device", "dtype", "compile",
+    "data_dir", "out_dir", "init_from", "epochs", "max_iters", "learning_rate", "warmup_iters",
+    "eval_interval", "patience", "device", "dtype", "compile",
 }  # fmt: skip
 
 
 def main(settings):
-    with processes(settings.device) as device:
-        train(settings, device)
-
-
-def train(settings, device):
-    """The whole run: evaluate, save, take a step, and again, up to max_iters or a signal to stop."""
-    dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
+    """The whole run: evaluate, save, take a step, and again, to the end or to a signal to stop."""
+    device, rank, world_size = join_processes(settings)
     train_data, val_data, meta = load_data(settings)
-    if settings.batch_size % world_size():
-        raise UserError(
-            f"batch_size: {settings.batch_size} windows cannot be split evenly among {world_size()} "
-            f"processes; use a multiple of {world_size()}"
-        )
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32
-    run = Run(settings, device, dtype, meta, train_data)
-    if settings.init_from != "resume" and rank() == 0:
-        set_aside(run.out_dir)
-    describe(run, device, dtype, train_data, val_data)
-
-    model = DistributedDataParallel(run.model, forward_sync_buffers=False) if world_size() > 1 else run.model
+    run = Run(settings, train_data, device)
+    print(run.describe(), flush=True)
+    model = DistributedDataParallel(run.model, broadcast_buffers=False) if world_size > 1 else run.model
     model = torch.compile(model) if settings.compile else model
-    if run.iteration == settings.max_iters:
-        print(f"nothing left to do: all {run.iteration:,} iterations are done; raise max_iters to continue")
-    progress = Progress(run, len(train_data))
-    with stop_signals() as signals:
-        while True:
-            if is_due := run.is_due():
-                progress.measure_speed()
-                val_loss, bits_per_byte = evaluate(run.averaged, val_data, meta["val_bytes"])
-                run.record(progress.row(val_loss, bits_per_byte))
-            run.save_if_due()
-            if is_due:  # after saving: a printed line means a saved run, and that is not timed as training
-                progress.report()
-            elif run.iteration % settings.log_interval == 0:
-                progress.log()
-            signal_number = signal_agreed_on(signals, run.iteration, settings, device)
-            if signal_number or run.iteration == settings.max_iters:
-                break
-            loss = train_step(model, run.optimizer, run.scaler, train_data, run.iteration, settings, dtype)
-            run.count_step(loss)
-            progress.step()
-    progress.bar.close()
-    if signal_number:
+    signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
+    bar = tqdm(
+        total=run.max_iters, initial=run.iteration, disable=True if rank else None
+    )  # None: no terminal
+    began = time.perf_counter()
+    while True:
+        if run.is_due():
+            seconds = time.perf_counter() - began  # of training since the last evaluation
+            val_loss = evaluate(run.model, val_data) if rank == 0 else 0.0
+            val_loss, train_loss = add_up([val_loss, run.train_loss() / world_size], device)
+            bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / meta["val_bytes"]
+            run.record(train_loss, val_loss, bits_per_byte, seconds, time.perf_counter() - began)
+            if rank == 0 and run.iteration:
+                run.save()
+            bar.write(run.report())  # after saving: a printed line means a saved run
+            sys.stdout.flush()
+            began = time.perf_counter()
+        if signals or run.is_over():
+            break
+        run.loss_sum += train_step(run, model, train_data, rank, world_size)
+        run.iteration += 1
+        bar.update()
+    bar.close()
+    if world_size > 1:
+        dist.destroy_process_group()
+    if signals:
         run.save()
-        resume = "--init_from=resume"
-        again = shlex.join([sys.orig_argv[0], *(word for word in sys.argv if word != resume), resume])
-        again = again if world_size() == 1 else f"the same command and {resume}"
+        words = [word for word in sys.argv if word != "--init_from=resume"]
+        again = shlex.join([sys.orig_argv[0], *words, "--init_from=resume"])
         print(f"stopped at iteration {run.iteration:,}; to continue: {again}")
-        raise SystemExit(128 + signal_number)
-    best = run.best
-    where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
+        raise SystemExit(128 + signals[0])
     print(
-        f"best val loss {best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte, "
-        f"at iteration {best['iter']:,}: {run.out_dir}/best.pt\n"
-        f"next: {command('sample.py', *where)}"
+        f"best val loss {run.best['val_loss']:.4f} nats per token, {run.best['bits_per_byte']:.4f} bits per "
+        f"byte, at iteration {run.best['iter']:,}: {run.out_dir}/best.pt"
     )
+    where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
+    print(f"next: {command('sample.py', *where)}")
 
 
 # --- data -----------------------------------------------------------------------------------------
 
 
 def load_data(settings):
-    """Read-only memmaps of train.bin and val.bin (uint16), and meta.json with two additions: `counts`, how
-    often each id is in train.bin (50257,), and `sha256` of the file itself."""
+    """Read-only memmaps of train.bin and val.bin (uint16), and what meta.json tells of them."""
     folder = pathlib.Path(settings.data_dir)
     try:
-        raw = (folder / "meta.json").read_bytes()
-        meta = json.loads(raw)
-        counts = torch.zeros(GPTConfig.vocab_size, dtype=torch.int64)
-        for token, count in meta["train_token_counts"].items():
-            counts[int(token)] = count
-        sizes = int(meta["val_bytes"]), int(meta["val_tokens"]) - 1
-        if counts.min() < 0 or counts.sum() != meta["train_tokens"] or min(sizes) < 1:
-            raise ValueError("its numbers do not add up")
-    except OSError as error:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        train_data, val_data = (np.memmap(folder / f"{name}.bin", "<u2", "r") for name in ("train", "val"))
+    except FileNotFoundError as error:
+        missing = f"data_dir: there is no {error.filename}"
+        raise UserError(f"{missing}; run prepare.py --data_dir={folder} first") from None
+    if len(train_data) <= settings.block_size:
         raise UserError(
-            f"data_dir: {folder}/meta.json cannot be read ({error.strerror}); "
-            f"run prepare.py --data_dir={folder} first"
-        ) from None
-    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError, ValueError) as error:
-        raise UserError(f"{folder}/meta.json is damaged ({error}); run prepare.py again") from None
-    splits = []
-    for name in ("train", "val"):
-        path = folder / f"{name}.bin"
-        size = path.stat().st_size if path.is_file() else 0
-        if size % 2 or size // 2 != meta.get(f"{name}_tokens"):
-            raise UserError(f"{path} does not match meta.json ({size} bytes); run prepare.py again")
-        if name == "train" and size // 2 <= settings.block_size:
-            raise UserError(
-                f"{path} holds {size // 2} tokens, too few for a window; "
-                f"use more tweets or a block_size below {settings.block_size}"
-            )
-        splits.append(np.memmap(path, "<u2", "r"))
-    return *splits, meta | {"counts": counts, "sha256": hashlib.sha256(raw).hexdigest()}
+            f"{folder}/train.bin holds {len(train_data)} tokens, too few for a window; "
+            f"use more tweets or a block_size below {settings.block_size}"
+        )
+    return train_data, val_data, meta
 
 
-def checked(tokens, name):
-    """(…) uint16 from a memmap as int64; raises UserError for ids that GPT-2 lacks."""
-    if tokens.max(initial=0) >= GPTConfig.vocab_size:
-        raise UserError(f"{name}.bin holds the id {tokens.max()}, which GPT-2 lacks; run prepare.py again")
+def as_tensor(tokens):
+    """uint16 tokens of a memmap as int64, which an embedding takes."""
     return torch.from_numpy(tokens.astype(np.int64))
 
 
-def get_batch(data, settings, number, device):
+def get_batch(data, settings, number, device, rank=0, world_size=1):
     """Random windows of block_size tokens and the tokens after each: two (batch_size, block_size) int64.
 
     What is drawn depends on the seed and the batch's number alone, so a resumed run needs no state for it.
-    Of several processes each takes its share of the windows: (batch_size / processes, block_size).
+    Of several processes each takes its share of the windows: (batch_size / world_size, block_size).
     """
     rng = np.random.default_rng((settings.seed, number))
-    starts = rng.integers(len(data) - settings.block_size, size=(settings.batch_size, 1))
-    starts = starts[rank() :: world_size()]
-    windows = checked(data[starts + np.arange(settings.block_size + 1)], "train")
+    starts = rng.integers(len(data) - settings.block_size, size=(settings.batch_size, 1))[rank::world_size]
+    windows = as_tensor(data[starts + np.arange(settings.block_size + 1)])
     if device.type == "cuda":
-        windows = windows.pin_memory()
-    windows = windows.to(device, non_blocking=device.type == "cuda")
-    return windows[:, :-1], windows[:, 1:]
+        windows = windows.pin_memory().to(device, non_blocking=True)
+    return windows[:, :-1].to(device), windows[:, 1:].to(device)
 
 
 # --- optimization ---------------------------------------------------------------------------------
 
 
-def make_optimizer(model, settings):
-    """AdamW (Loshchilov & Hutter 2019), with weight decay on matrices, not on biases and LayerNorms."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)
+def make_model(settings, train_data):
+    """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
+    shape = {
+        f.name: getattr(settings, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"
+    }
+    tokens = as_tensor(train_data)
+    if settings.init_from == "scratch":
+        tables = describe(token_texts(), settings.spelling) if settings.compact_vocab else None
+        return GPT(GPTConfig(**shape), tokens, tables)
+    if settings.compact_vocab or settings.n_before:
+        raise UserError("GPT-2's weights fit no compact_vocab and no n_before; leave both out")
+    changes = {name: shape[name] for name in ("block_size", "dropout", "noise", "separate_tweets", "cut")}
+    return GPT.from_pretrained(settings.init_from, tokens, **changes)
 
 
-def learning_rate_at(iteration, settings):
-    """A line up to learning_rate over warmup_iters, then half a cosine down to min_lr at max_iters."""
+def make_optimizers(model, settings):
+    """AdamW (Loshchilov & Hutter 2019); with `muon`, Muon (Jordan et al. 2024) for the blocks' matrices."""
+    matrices, others, in_blocks = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            others.append(parameter)  # biases and LayerNorms do not decay
+        else:
+            (in_blocks if settings.muon and name.startswith("h.") else matrices).append(parameter)
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    how = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    optimizers = [torch.optim.AdamW(groups, betas=(0.9, settings.beta2), fused=True, **how)]
+    if in_blocks:
+        how["weight_decay"] = settings.muon_decay
+        optimizers.append(torch.optim.Muon(in_blocks, adjust_lr_fn="match_rms_adamw", **how))
+    return optimizers
+
+
+def learning_rate_at(iteration, max_iters, settings):
+    """A line up to learning_rate over warmup_iters, then half a cosine down to 0 at max_iters."""
     if iteration < settings.warmup_iters:
         return settings.learning_rate * (iteration + 1) / settings.warmup_iters
-    progress = (iteration - settings.warmup_iters) / max(1, settings.max_iters - settings.warmup_iters)
-    share = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return settings.min_lr + share * (settings.learning_rate - settings.min_lr)
+    progress = (iteration - settings.warmup_iters) / max(1, max_iters - settings.warmup_iters)
+    return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def train_step(model, optimizer, scaler, data, iteration, settings, dtype):
-    """One iteration: the gradient of one global batch, clipped, and a step of AdamW. Returns the loss."""
+def train_step(run, model, data, rank=0, world_size=1):
+    """One iteration: the gradient of one global batch, clipped, and a step. Returns the loss, a tensor."""
     model.train()
+    settings, scaler, device = run.settings, run.scaler, run.loss_sum.device
     # dropout and noise are reseeded at each step, so a resumed run needs no random state
-    seed = np.random.SeedSequence((settings.seed, iteration, rank())).generate_state(1)
-    torch.manual_seed(int(seed[0]))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(iteration, settings)
+    torch.manual_seed(int(np.random.SeedSequence((settings.seed, run.iteration, rank)).generate_state(1)[0]))
     batches, total = settings.gradient_accumulation_steps, 0.0
-    device = next(model.parameters()).device
-    for number in range(iteration * batches, (iteration + 1) * batches):
-        idx, targets = get_batch(data, settings, number, device)
-        alone = world_size() > 1 and (number + 1) % batches  # exchange gradients after the last batch only
-        with model.no_sync() if alone else contextlib.nullcontext():
-            with torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != "float32"):
-                _, loss = model(idx, targets)
-            # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
-            scaler.scale(loss / batches).backward()
+    for number in range(run.iteration * batches, (run.iteration + 1) * batches):
+        idx, targets = get_batch(data, settings, number, device, rank, world_size)
+        with torch.autocast(device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
+            _, loss = model(idx, targets)
+        # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
+        scaler.scale(loss / batches).backward()
         total += loss.detach() / batches
-    scaler.unscale_(optimizer)
+    for optimizer in run.optimizers:
+        scaler.unscale_(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(run.iteration, run.max_iters, settings)
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
-    scaler.step(optimizer)
+    for optimizer in run.optimizers:
+        scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
     return total
 
 
 @torch.inference_mode()
-def evaluate(model, data, n_bytes, batch_size=512):
-    """(val loss in nats per token, bits per byte) over all of `data`, in float32 and without dropout.
+def evaluate(model, data, batch_size=512):
+    """The val loss over all of `data`, in nats per token, in float32 and without dropout.
 
     Every token but the first is scored once: windows advance by half a block, and each but the first scores
     its newer half, so that (past the start) every token has at least half a block before it, of which
-    `separate_tweets` hides other tweets from the network. Several processes share the windows.
+    `separate_tweets` hides other tweets.
     """
     model.eval()
-    block_size, device = model.config.block_size, next(model.parameters()).device
+    block_size, device = model.config.block_size, model.wpe.weight.device
     n_targets, stride, offsets = len(data) - 1, block_size // 2, np.arange(block_size)
     starts = np.arange(0, max(n_targets - block_size, 0) + stride, stride)[:, None]  # (windows, 1)
-    starts = starts[rank() :: world_size()]
-    total = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    total = 0.0
     for start in np.split(starts, range(batch_size, len(starts), batch_size)):
         places = start + offsets  # (batch_size, block_size)
         scored = ((start == 0) | (offsets >= block_size - stride)) & (places < n_targets)
-        tokens = checked(data[np.minimum(start + np.arange(block_size + 1), n_targets)], "val")
+        tokens = as_tensor(data[np.minimum(start + np.arange(block_size + 1), n_targets)])
         targets = tokens[:, 1:].where(torch.from_numpy(scored), -1)
         _, loss = model(tokens[:, :-1].to(device), targets.to(device))
-        if scored.any():  # a process may have no windows, and the mean of nothing is NaN
-            total += loss * int(scored.sum())
-    total = summed(total)
-    return total / n_targets, total / math.log(2) / n_bytes
+        total += float(loss) * int(scored.sum())
+    return total / n_targets
 
 
 # --- the run and its files -------------------------------------------------------------------------
 
 
 class Run:
-    """The state that changes during training, and how it is saved and restored: out/last.pt holds it all."""
+    """What changes during training: out/last.pt holds all of it."""
 
-    def __init__(self, settings, device, dtype, meta, train_data):
+    def __init__(self, settings, train_data, device):
         torch.manual_seed(settings.seed)
         self.settings, self.out_dir = settings, pathlib.Path(settings.out_dir)
-        self.data_sha256 = meta["sha256"]
-        saved = self.read_last() if settings.init_from == "resume" else None
-        if saved:
-            model = GPT.from_checkpoint(saved, self.out_dir / "last.pt")
-        else:
-            model = make_model(settings, meta["counts"], train_data)
+        self.dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
+        self.n_tokens = len(train_data)
+        self.tokens_per_iter = (
+            settings.batch_size * settings.gradient_accumulation_steps * settings.block_size
+        )
+        epochs = math.ceil(settings.epochs * self.n_tokens / self.tokens_per_iter)
+        self.max_iters = settings.max_iters or epochs
+        saved = self.read_last(train_data) if settings.init_from == "resume" else None
+        self.is_new = not saved
+        model = GPT.from_checkpoint(saved, "last.pt") if saved else make_model(settings, train_data)
         self.model = model.to(device)
-        self.averaged = self.model  # what is evaluated and kept: the running mean of the weights, if any
-        if settings.average_decay:
-            shared = {id(table): table for table in self.model.buffers()}  # only the weights are copied
-            self.averaged = copy.deepcopy(self.model, shared)
-        self.optimizer = make_optimizer(self.model, settings)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+        self.optimizers = make_optimizers(self.model, settings)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
         self.iteration = 0  # steps done
-        self.losses = []  # since the last evaluation: kept as tensors, because reading a number stalls a GPU
+        self.loss_sum = torch.zeros((), device=device)  # since the last evaluation; reading it stalls a GPU
         self.history = []  # the rows of loss.csv
-        self.best = {"iter": 0, "val_loss": math.inf, "bits_per_byte": math.inf}
         if saved:
-            self.restore(saved)
+            self.iteration, self.history = saved["iteration"], saved["history"]
+            self.loss_sum += saved["loss_sum"].to(device)
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            if saved["scaler"]:  # empty unless the dtype was float16
+                self.scaler.load_state_dict(saved["scaler"])
 
-    def count_step(self, loss):
-        """Count a step and update the mean of the weights; `loss` is from before the step."""
-        self.iteration += 1
-        self.losses.append(loss)
-        if self.averaged is not self.model:
-            # the first step replaces the random start, which should not linger in the mean
-            share = 1 - self.settings.average_decay if self.iteration > 1 else 1.0
-            with torch.no_grad():
-                for mean, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-                    mean.lerp_(now, share)
-
-    def train_loss(self):
-        """The mean loss since the last evaluation; raises UserError when it is no longer finite."""
-        if not self.losses:
-            return math.nan
-        return self.check_finite(summed(torch.stack(self.losses).mean()) / world_size())
-
-    def check_finite(self, loss):
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss} by iteration {self.iteration:,}; lower learning_rate, or set "
-                f"grad_clip to 1. {self.out_dir}/last.pt holds the state that was saved last"
-            )
-        return loss
-
-    def is_due(self):
-        """Whether to evaluate now, unless that was done before the run was resumed."""
-        last = self.iteration == self.settings.max_iters
-        return not self.is_evaluated() and (last or self.iteration % self.settings.eval_interval == 0)
-
-    def is_evaluated(self):
-        return bool(self.history) and self.history[-1]["iter"] == self.iteration
-
-    def record(self, row):
-        """Take the results of an evaluation; write loss.csv, loss.png and, if it is the best, best.pt."""
-        self.losses = []
-        self.history.append(row)
-        if self.check_finite(row["val_loss"]) < self.best["val_loss"]:
-            self.best = {key: row[key] for key in self.best}
-        if rank() > 0:
-            return
-        with written_whole(self.out_dir / "loss.csv") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.history)
-        plot_losses(self.history, self.best, self.out_dir / "loss.png")
-        if self.best["iter"] == self.iteration:
-            self.averaged.save(self.out_dir / "best.pt", **self.notes())
-
-    def notes(self):
-        own = {"data_dir": self.settings.data_dir, "data": self.data_sha256, "leading_space": True}
-        return own | self.best
-
-    def save_if_due(self):
-        every = self.settings.checkpoint_interval
-        due = self.iteration % every == 0 if every else self.is_evaluated()
-        if due or self.iteration == self.settings.max_iters:
-            self.save()
-
-    def save(self):
-        """Write last.pt."""
-        self.train_loss()  # stops before broken weights overwrite good ones
-        if not all(bool(weights.isfinite().all()) for weights in self.model.parameters()):
-            self.check_finite(math.nan)
-        losses = self.losses
-        if world_size() > 1:  # all processes will take up the file of the first
-            losses = [torch.tensor(summed(loss) / world_size()) for loss in losses]
-        state = {
-            "settings": dataclasses.asdict(self.settings),
-            "data": self.data_sha256,
-            "iteration": self.iteration,
-            "losses": losses,
-            "history": self.history,
-            "best": self.best,
-            "averaged": {name: mean.detach() for name, mean in self.averaged.named_parameters()},
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        if rank() == 0:
-            with written_whole(self.out_dir / "last.pt", "wb") as file:
-                torch.save(self.model.checkpoint(**self.notes()) | state, file)
-
-    def read_last(self):
+    def read_last(self, train_data):
         """What last.pt holds; raises UserError if it belongs to another run."""
         path = self.out_dir / "last.pt"
         saved = read_checkpoint(path)
-        if not isinstance(saved.get("settings"), dict):
+        if "settings" not in saved:
             raise UserError(f"{path} holds weights only; a run is resumed from its last.pt")
         before, now = saved["settings"], dataclasses.asdict(self.settings)
-        changed = {key for key in now if now[key] != before.get(key)}
-        if refused := sorted(changed - FREE_TO_CHANGE):
-            shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in refused)
+        changed = [key for key in now if now[key] != before.get(key) and key not in FREE_TO_CHANGE]
+        if changed:
+            shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
             raise UserError(f"cannot resume {path}: {shown}; give the same preset and flags, or start anew")
-        if saved.get("data") != self.data_sha256:
-            raise UserError(
-                f"cannot resume {path}: it was trained on other tweets (then in {before.get('data_dir')}) "
-                f"than those now in {self.settings.data_dir}; set data_dir to the former, or start anew"
-            )
-        for key in sorted(changed - {"init_from"}):
-            print(f"changed since {path} was written: {key} from {before[key]} to {now[key]}")
+        if not np.array_equal(saved["tokens"].numpy(), train_data):
+            why = f"it was trained on other tweets than those in {self.settings.data_dir}"
+            raise UserError(f"cannot resume {path}: {why}; set data_dir to theirs, or start anew")
+        if saved["iteration"] > self.max_iters:
+            done = f"{saved['iteration']:,} iterations are done, of {self.max_iters:,}"
+            raise UserError(f"cannot resume {path}: {done}; raise max_iters or epochs, or start anew")
         return saved
 
-    def restore(self, saved):
-        """Restore the state saved in last.pt."""
-        try:
-            weights = {name: saved["averaged"][name] for name, _ in self.averaged.named_parameters()}
-            self.averaged.load_state_dict(self.model.state_dict() | weights)
-            self.optimizer.load_state_dict(saved["optimizer"])
-            for parameter, moments in self.optimizer.state.items():
-                if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-                    raise ValueError("the optimizer's moments do not fit the weights")
-            if saved["scaler"]:  # empty unless the dtype was float16
-                self.scaler.load_state_dict(saved["scaler"])
-            device = next(self.model.parameters()).device
-            self.iteration, self.losses = int(saved["iteration"]), [x.to(device) for x in saved["losses"]]
-            self.history, self.best = list(saved["history"]), dict(saved["best"])
-            names, rows = ("iter", "val_loss", "bits_per_byte"), [*self.history, self.best]
-            torch.tensor(
-                [row[name] for row in rows for name in names] + self.losses
-            )  # raises unless all are numbers
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            why = str(error).split("\n")[0]
-            raise UserError(
-                f"{self.out_dir}/last.pt is damaged and cannot be resumed ({why}); start anew"
-            ) from None
-        if self.iteration > self.settings.max_iters:
-            raise UserError(
-                f"max_iters: {self.settings.max_iters:,} is less than the {self.iteration:,} iterations that "
-                f"{self.out_dir}/last.pt has already done; raise it, or start anew"
-            )
+    def describe(self):
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        n_epochs = self.max_iters * self.tokens_per_iter / self.n_tokens
+        return (
+            f"device {self.loss_sum.device}, dtype {self.dtype}; {n_parameters:,} parameters\n"
+            f"{self.n_tokens:,} training tokens, {self.tokens_per_iter:,} an iteration; "
+            f"{self.max_iters:,} iterations: {n_epochs:.1f} epochs"
+        )
 
+    @property
+    def evaluated(self):
+        """The iteration of the last evaluation, or None."""
+        return self.history[-1]["iter"] if self.history else None
 
-def make_model(settings, counts, train_data):
-    """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
-    if settings.init_from != "scratch":
-        for name in ("compact_vocab", "output_bias", "spelling", "ngram_order", "noise"):
-            if value := getattr(settings, name):
-                raise UserError(f"{name}: GPT-2 has no such part; set it to {type(value)(0)}")
-        changes = {name: getattr(settings, name) for name in ("block_size", "dropout", "separate_tweets")}
-        return GPT.from_pretrained(settings.init_from, **changes)
-    shape = [f.name for f in dataclasses.fields(GPTConfig) if hasattr(settings, f.name)]
-    config = GPTConfig(**{name: getattr(settings, name) for name in shape})
-    texts = token_texts() if config.spelling else None
-    tokens = checked(train_data, "train") if config.ngram_order else None
-    return make_gpt(config, corpus_tables(config, counts, texts, tokens))
+    @property
+    def best(self):
+        """The row with the lowest val loss, but for that of the untrained model."""
+        return min(self.history[1:] or self.history, key=lambda row: row["val_loss"])
+
+    def is_due(self):
+        """Whether to evaluate now, unless that was done before the run was resumed."""
+        interval = self.settings.eval_interval or math.ceil(self.max_iters / 12)
+        is_time = self.iteration % interval == 0 or self.iteration == self.max_iters
+        return is_time and self.evaluated != self.iteration
+
+    def is_over(self):
+        """Whether all iterations are done, or `patience` is out."""
+        since_best = len(self.history) - 1 - self.history.index(self.best)
+        return self.iteration == self.max_iters or 0 < self.settings.patience <= since_best
+
+    def train_loss(self):
+        """The mean loss of the iterations since the last evaluation, in nats per token."""
+        n = self.iteration - (self.evaluated or 0)
+        return float(self.loss_sum) / n if n else math.nan
+
+    def record(self, train_loss, val_loss, bits_per_byte, seconds, elapsed):
+        """Add a row to the history; raises UserError if the loss is no longer finite.
+
+        seconds, elapsed: since the last evaluation, without and with this one.
+        """
+        if not math.isfinite(val_loss):
+            why = f"the loss became {val_loss} by iteration {self.iteration:,}; lower learning_rate"
+            raise UserError(f"{why}. {self.out_dir}/last.pt is as it was saved last")
+        row = {
+            "iter": self.iteration,
+            "epoch": self.iteration * self.tokens_per_iter / self.n_tokens,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "bits_per_byte": bits_per_byte,
+            "lr": learning_rate_at(self.iteration, self.max_iters, self.settings),
+            "tokens_per_second": (self.iteration - (self.evaluated or 0)) * self.tokens_per_iter / seconds,
+            "elapsed_seconds": elapsed + (self.history[-1]["elapsed_seconds"] if self.history else 0.0),
+        }
+        self.history.append(row)
+        self.loss_sum.zero_()
+
+    def report(self):
+        """The last row, for people."""
+        row, n_left = self.history[-1], (self.max_iters - self.iteration) * self.tokens_per_iter
+        text = f"iter {row['iter']:5,}  epoch {row['epoch']:4.1f}"
+        text += f"  train {row['train_loss']:.4f}" if row["iter"] else "  train   -   "
+        text += f"  val {row['val_loss']:.4f} nats  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}"
+        if speed := row["tokens_per_second"]:
+            text += f"  {speed:6,.0f} tokens/s  {tqdm.format_interval(n_left / speed)} left"
+        return text + "  *best" * (row is self.best and row["iter"] > 0)
+
+    def save(self):
+        """Write last.pt; after an evaluation also loss.csv, loss.png and, if it is the best, best.pt."""
+        if self.is_new:  # here, so that a run that fails at once takes no other's place
+            set_aside(self.out_dir)
+            self.is_new = False
+        notes = {key: self.best[key] for key in ("iter", "val_loss", "bits_per_byte")}
+        if self.evaluated == self.iteration:
+            with written_whole(self.out_dir / "loss.csv") as file:
+                pd.DataFrame(self.history).to_csv(file, index=False)
+            plot_losses(self.history, self.best, self.out_dir / "loss.png")
+            if self.best["iter"] == self.iteration:
+                self.model.save(self.out_dir / "best.pt", **notes)
+        state = {
+            "settings": dataclasses.asdict(self.settings),
+            "iteration": self.iteration,
+            "loss_sum": self.loss_sum,
+            "history": self.history,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+        }
+        with written_whole(self.out_dir / "last.pt", "wb") as file:
+            torch.save(self.model.checkpoint(**notes) | state, file)
 
 
 def set_aside(out_dir):
     """Move what an earlier run left in `out_dir` to out_dir/previous, replacing what is there."""
-    names = ("best.pt", "last.pt", "loss.csv", "loss.png", "samples.txt", "attention.png")
-    found = [out_dir / name for name in names if (out_dir / name).exists()]
-    if not found:
-        return
-    previous, collecting = out_dir / "previous", out_dir / "previous.tmp"
-    if previous.exists() and not previous.is_dir():
-        raise UserError(f"{previous} is not a folder, so the earlier run cannot go there; move it away")
-    if previous.exists() and is_untrained(out_dir):
-        return  # a run that failed at once should not replace the one before it
-    replaced = " (replacing the one that was there)" if previous.exists() else ""
-    collecting.mkdir(exist_ok=True)  # there already if an earlier move was cut short: then complete it
-    for path in found:
-        path.replace(collecting / path.name)
-    shutil.rmtree(previous, ignore_errors=True)
-    collecting.replace(previous)
-    print(
-        f"the earlier run in {out_dir} is now in {previous}{replaced}; to continue it instead, "
-        f"move it back and add --init_from=resume"
-    )
-
-
-def is_untrained(out_dir):
-    """Whether the run in `out_dir` was saved before its first step, and never after."""
-    paths = [path for name in ("best.pt", "last.pt") if (path := out_dir / name).exists()]
-    try:
-        saved = [read_checkpoint(path) for path in paths]
-        return bool(saved) and not any(c.get("iteration") or c["notes"]["iter"] for c in saved)
-    except (UserError, LookupError, TypeError):
-        return False
-
-
-# --- reports --------------------------------------------------------------------------------------
-
-
-def describe(run, device, dtype, train_data, val_data):
-    """Print what the run will do before it starts."""
-    settings, tokens = run.settings, tokens_per_iteration(run.settings)
-    parameters = sum(p.numel() for p in run.model.parameters())
-    shape = run.model.config
-    print(
-        f"device {device}, dtype {dtype}{', compiled' if settings.compile else ''}"
-        f"{f', {world_size()} processes' if world_size() > 1 else ''}; {shape.n_layer} layers, "
-        f"{shape.n_head} heads, {shape.n_embd} channels, windows of {shape.block_size} tokens; "
-        f"{parameters:,} parameters, {run.model.wte.num_embeddings:,} rows in the vocabulary\n"
-        f"{len(train_data):,} training tokens, {len(val_data):,} held-out; {tokens:,} tokens per iteration, "
-        f"{settings.max_iters:,} iterations: {settings.max_iters * tokens / len(train_data):.1f} epochs",
-        flush=True,
-    )
-
-
-def tokens_per_iteration(settings):
-    return settings.batch_size * settings.gradient_accumulation_steps * settings.block_size
-
-
-class Progress:
-    """Times the run and shows it: a bar on a terminal, plain lines in a pipe, a row for each evaluation."""
-
-    def __init__(self, run, n_tokens):
-        self.run, self.n_tokens, self.has_bar = run, n_tokens, sys.stderr.isatty()
-        self.elapsed_before = run.history[-1]["elapsed_seconds"] if run.history else 0.0
-        hidden = not self.has_bar or rank() > 0
-        self.bar = tqdm(total=run.settings.max_iters, initial=run.iteration, disable=hidden)
-        self.began = self.reported = time.perf_counter()
-        self.reported_iter, self.first_done = run.iteration, None
-
-    def step(self):
-        self.bar.update()
-        self.first_done = self.first_done or (time.perf_counter(), self.run.iteration)
-
-    def measure_speed(self):
-        """Note how fast the steps since the last evaluation were, before the next one takes its time."""
-        steps, now = self.run.iteration - self.reported_iter, time.perf_counter()
-        self.tokens_per_second = steps * tokens_per_iteration(self.run.settings) / (now - self.reported)
-
-    def row(self, val_loss, bits_per_byte):
-        """A row of loss.csv; the train loss is the mean over the batches since the row before."""
-        iteration, settings = self.run.iteration, self.run.settings
-        return {
-            "iter": iteration,
-            "epoch": iteration * tokens_per_iteration(settings) / self.n_tokens,
-            "train_loss": self.run.train_loss(),
-            "val_loss": val_loss,
-            "bits_per_byte": bits_per_byte,
-            "lr": learning_rate_at(iteration, settings),
-            "tokens_per_second": self.tokens_per_second,
-            "elapsed_seconds": self.elapsed_before + time.perf_counter() - self.began,
-        }
-
-    def time_left(self):
-        """As [hours:]minutes:seconds, estimated from all iterations but the first, which is slow."""
-        began, first = self.first_done or (0.0, self.run.iteration)
-        if self.run.iteration == first:
-            return ""
-        pace = (time.perf_counter() - began) / (self.run.iteration - first)
-        return f"{tqdm.format_interval(pace * (self.run.settings.max_iters - self.run.iteration))} left"
-
-    def log(self):
-        """Print the train loss between evaluations, where there is no bar."""
-        if self.run.iteration > self.reported_iter and (world_size() > 1 or not self.has_bar):
-            loss = self.run.train_loss()  # for which all processes exchange theirs, wherever they print
-            if not self.has_bar:
-                print(f"iter {self.run.iteration:5,}  train {loss:.4f} nats  {self.time_left()}", flush=True)
-
-    def report(self):
-        """Print the evaluation that was recorded last."""
-        row, is_best = self.run.history[-1], self.run.best["iter"] == self.run.iteration
-        train_loss = "  -   " if math.isnan(row["train_loss"]) else f"{row['train_loss']:.4f}"
-        self.bar.write(
-            f"iter {row['iter']:5,}  epoch {row['epoch']:5.1f}  train {train_loss}  "
-            f"val {row['val_loss']:.4f} nats  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}  "
-            f"{row['tokens_per_second']:6,.0f} tokens/s  {self.time_left()}{'  *best' if is_best else ''}"
-        )
-        sys.stdout.flush()
-        self.reported, self.reported_iter = time.perf_counter(), self.run.iteration
+    paths = [out_dir / name for name in ("best.pt", "last.pt", "loss.csv", "loss.png")]
+    for path in filter(pathlib.Path.exists, paths):
+        (out_dir / "previous").mkdir(exist_ok=True)
+        path.replace(out_dir / "previous" / path.name)
 
 
 def plot_losses(history, best, path):
@@ -602,17 +423,14 @@ def plot_losses(history, best, path):
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats per token; lower is better)")
-    iterations = [row["iter"] for row in history]
-    for name, label in (
-        ("train_loss", "train (noise and dropout on)"),
-        ("val_loss", "val (held-out tweets)"),
-    ):
-        axes.plot(iterations, [row[name] for row in history], ".-", label=label)
+    labels = {"train_loss": "train (noise and dropout on)", "val_loss": "val (held-out tweets)"}
+    for name, label in labels.items():
+        rows = history[1:] if name == "train_loss" else history  # nothing was trained before the first
+        axes.plot([row["iter"] for row in rows], [row[name] for row in rows], ".-", label=label)
     label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
     axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
-    axes.secondary_yaxis(
-        "right", functions=(lambda x: np.exp(np.clip(x, -50, 50)), lambda x: np.log(np.maximum(x, 1e-22)))
-    ).set_ylabel("perplexity")
+    perplexity = (lambda x: np.exp(np.clip(x, -50, 50)), lambda x: np.log(np.maximum(x, 1e-22)))
+    axes.secondary_yaxis("right", functions=perplexity).set_ylabel("perplexity")
     axes.grid(alpha=0.3)
     axes.legend()
     with written_whole(path, "wb") as file:
@@ -622,72 +440,53 @@ def plot_losses(history, best, path):
 # --- the machine ----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def stop_signals():
-    """Record Ctrl-C and SIGTERM in a list, so that the iteration can finish; a second one acts at once."""
-    received, before = [], {}
+def catch_signals():
+    """A list that Ctrl-C and SIGTERM add to, so that the iteration can finish; a second one acts at once."""
+    received = []
 
     def note(number, frame):
         received.append(number)
-        signal.signal(number, before[number])
-        if rank() == 0:  # os.write, because print may be what was interrupted
-            os.write(
-                2, b"\nstopping after this iteration; interrupt again to stop now and lose unsaved work\n"
-            )
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(number, note)
+    return received
 
 
-@contextlib.contextmanager
-def processes(device_name):
-    """Join the other processes if torchrun has started several; yield the torch.device of this one."""
-    device = choose_device(device_name)
+def join_processes(settings):
+    """(torch.device, rank, world_size) of this process, which torchrun may have started with others.
+
+    Each takes its share of every batch, and their gradients are averaged; the first, rank 0, evaluates and
+    writes.
+    """
+    device = choose_device(settings.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     if "RANK" not in os.environ:
-        yield device
-        return
+        return device, 0, 1
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    # only the first process prints
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if rank() else sys.stdout):
-        yield device
-    dist.destroy_process_group()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if settings.batch_size % world_size:
+        raise UserError(
+            f"batch_size: {settings.batch_size} windows cannot be split evenly among {world_size} processes; "
+            f"use a multiple of {world_size}"
+        )
+    if rank:
+        sys.stdout = io.StringIO()  # the first process prints
+    return device, rank, world_size
 
 
-def rank():
-    """The number of this process; the first, 0, is the one that prints and writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def summed(number):
-    """The sum of a one-element tensor over all processes, as a float. It stalls a GPU."""
-    if world_size() > 1:
-        number = number.double()
-        dist.all_reduce(number)
-    return float(number)
-
-
-def signal_agreed_on(signals, iteration, settings, device):
-    """The signal to stop for, or 0. Several processes ask each other, every log_interval iterations."""
-    mine = signals[0] if signals else 0
-    if world_size() == 1:
-        return mine
-    if iteration % settings.log_interval:
-        return 0
-    anyone = torch.tensor(mine, device=device)
-    dist.all_reduce(anyone, dist.ReduceOp.MAX)
-    return int(anyone)
+def add_up(numbers, device):
+    """The sums of these floats over all processes."""
+    if not dist.is_initialized():
+        return numbers
+    sums = torch.tensor(numbers, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def choose_dtype(device):
@@ -703,10 +502,9 @@ if __name__ == "__main__":
         try:
             main(settings)
         except (RuntimeError, MemoryError) as error:
+            why = str(error).strip().split("\n")[0]
             if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                why = str(error).strip().split("\n")[0]
                 raise UserError(f"compile: torch.compile fails here ({why}); leave out --compile") from None
-            known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-            if not known and not any(words in str(error) for words in ("allocate memory", "overflow")):
-                raise
-            raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in why:
+                raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None
+            raise
