@@ -1,19 +1,22 @@
 """Turn exports of tweets into token files to train on.
 
-    python prepare.py                                    # Kaggle's tweets of Elon Musk
-    python prepare.py --input=twitter-2026.zip           # the archive that X sends you of your own
-    python prepare.py --input='exports/*.csv' --user=nasa --data_dir=data/nasa
-    python prepare.py --input=posts.tsv --text_column=post --mentions=keep --dry_run
+    python prepare.py                              # Kaggle's tweets of Elon Musk
+    python prepare.py twitter-2026.zip             # the archive that X sends you of your own
+    python prepare.py exports/ --user=nasa --data_dir=data/nasa
+    python prepare.py posts.tsv --text_column=post --dry_run
 
-Reads CSVs, X's archives and plain text, also zipped or gzipped. Writes to data/: processed.txt (one
-cleaned tweet per line), train.bin and val.bin (GPT-2 token ids as uint16, <|endoftext|> before every tweet
-and at the end) and meta.json (what was done).
+Reads tables (CSV and the like), X's archives and text with a tweet a line, also zipped or gzipped. Writes
+to data/: processed.txt (one cleaned tweet a line), train.bin and val.bin (GPT-2 token ids as uint16,
+<|endoftext|> before every tweet and at the end) and meta.json (what was done).
 """
 
+import ast
+import bisect
 import codecs
 import collections
 import concurrent.futures
-import functools
+import contextlib
+import csv
 import glob
 import gzip
 import hashlib
@@ -27,14 +30,12 @@ import pathlib
 import re
 import struct
 import sys
-import tempfile
 import textwrap
-import threading
 import urllib.request
-import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tiktoken
@@ -48,22 +49,32 @@ KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/gpreda/elon-musk-t
 KAGGLE_PAGE = "https://www.kaggle.com/datasets/gpreda/elon-musk-tweets"
 CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
-TEXT_COLUMNS = ("text", "tweet", "full_text", "content", "body")
-USER_COLUMNS = ("user", "username", "user_name", "screen_name", "user_screen_name", "author", "handle")
-BEYOND = 0  # the column to the right of all that have a name
-TABLES, PACKED = (".csv", ".tsv"), (".gz", ".zip")
-KNOWN = (*TABLES, ".txt", ".js", *PACKED)
-UNREADABLE = (".xlsx", ".xls", ".ods", ".numbers", ".json", ".jsonl")
-ARCHIVE = re.compile(r"tweets?(-part\d+)?\.js")  # the tweets in X's archive, among many other files
 
-DOWNLOAD_SECONDS = 10
-DOWNLOAD_BYTES = 100_000_000  # of the zip, and of the CSV in it
-UNPACKED_BYTES, UNPACKED_TIMES = 100_000_000, 50  # a packed file may grow to the larger; text grows 3 times
-# what the standard library raises for packed files that are damaged, encrypted or of an unknown kind
-UNPACK_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error, zipfile.BadZipFile)
-CHUNK_ROWS = 50_000
-BATCH_TWEETS = 2_000  # in one call of the tokenizer
+# names of columns as `plain` writes them, the likeliest first
+TEXT_COLUMNS = (
+    *("fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent", "content", "rawcontent"),
+    *("renderedcontent", "embeddedtext", "body", "post", "status"),
+)
+USER_COLUMNS = (
+    *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "handle"),
+    *("userhandle", "author", "user", "account"),
+)
+MARK_COLUMNS, MARKS = ("isretweet", "retweet"), {"true", "1", "yes", "t", "y", "1.0", "retweet", "rt"}
+# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
+TYPE_COLUMNS, OTHERS = ("type", "posttype", "tweettype"), ("retweet", "rt", "repost", "quoted")
+COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
+LOOK_ROWS = 5_000  # by which that is decided
+
+# the names of what may hold tweets: in X's archive these, among many other files
+KNOWN = re.compile(r"(tweets?|note-tweet)(-part\d+)?\.js|.*\.(csv|tsv|txt)")
+# what the standard library raises for files that are damaged, cut short or encrypted
+DAMAGE = (
+    *(gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, RuntimeError, ValueError, LookupError),
+)
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
+csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
+BATCH_TWEETS, CALL_TWEETS = 50_000, 2_000  # in memory at once; in one call of the tokenizer
 
 END_OF_TEXT = 50256  # as in model.py, which would import torch
 LINE_BREAK = 198  # the id of "\n"
@@ -76,337 +87,402 @@ ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256db
 
 @dataclass(frozen=True)
 class Settings:
-    input: tuple[str, ...] = setting(
-        (),
-        "a file, folder or pattern such as 'exports/*.csv'; may be given several times",
-        group="what to read",
-    )
-    text_column: str = setting("", f"the column with the tweets, if not {', '.join(TEXT_COLUMNS)}")
+    input: tuple[str, ...] = setting((), "a file, folder or pattern; may be repeated", group="what to read")
+    text_column: str = setting("", "the column with the tweets, if it has no usual name")
     user: str = setting("", "keep only this author's rows")
-    download_url: str = setting(KAGGLE_URL, "the zip to fetch when no tweets are at hand; empty for none")
+    download_url: str = setting(KAGGLE_URL, "the zip to fetch without input; empty for none")
 
     mentions: str = setting(
-        "reply", "drop @handles: those that open a reply, none (keep) or all (strip)",
+        "reply", "@handles to drop: reply (that open a reply), keep (none), strip (all)",
         choices=("reply", "keep", "strip"), group="cleaning",
     )  # fmt: skip
-    urls: str = setting("strip", "drop or keep links", choices=("strip", "keep"))
-    min_chars: int = setting(1, "drop tweets that are shorter than this after cleaning", within="[1, inf)")
+    urls: str = setting("strip", "drop (strip) or keep links", choices=("strip", "keep"))
+    min_chars: int = setting(1, "drop tweets that are shorter after cleaning", low=1)
 
     data_dir: str = setting("data", "the folder to write to", group="where to write")
-    dry_run: bool = setting(False, "show ten tweets before and after cleaning, and write nothing")
+    dry_run: bool = setting(False, "show ten tweets before and after cleaning, write nothing")
 
 
 def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
-    paths = find_files(settings.input) or [find_tweets(data_dir, settings.download_url)]
+    files = find_tweets(settings, data_dir)
+    rows = read_tweets(files, settings)
     if settings.dry_run:
-        rows = itertools.chain.from_iterable(read_tweets(paths, settings))
-        for text, is_retweet in itertools.islice(rows, 10):
-            tweet, dropped = sift(text, is_retweet, settings)
-            after = f"(dropped: {dropped})" if dropped else printable(tweet)
-            print(f"before  {printable(text)}\nafter   {after}\n")
+        for row in itertools.islice(rows, 10):
+            tweet, why = sift(row, settings)
+            print(f"before  {printable(row.text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
         return
 
-    tokenizer, dropped = load_tokenizer(), collections.Counter()
+    tokenizer = load_tokenizer()
+    counts = collections.defaultdict(collections.Counter)  # of rows dropped, of authors, of tweets, of bytes
     with (
         written_whole(data_dir / "processed.txt") as processed,
         written_whole(data_dir / "train.bin", "wb") as train_bin,
         written_whole(data_dir / "val.bin", "wb") as val_bin,
     ):
-        train, val = Split(train_bin, tokenizer), Split(val_bin, tokenizer)
-        for tweets in clean_tweets(paths, settings, dropped):
-            processed.writelines(tweet + "\n" for tweet in tweets)
-            parts = {False: [], True: []}
-            for tweet in tweets:
-                parts[held_out(tweet)].append(tweet)
-            train.add(parts[False])
-            val.add(parts[True])
-        kept = train.n_tweets + val.n_tweets
-        rows = kept + dropped.total()
-        if not kept:
-            doubt = f"no row by --user={settings.user}" if settings.user and not rows else "wrong column"
-            raise UserError(f"cleaning left none of {rows} rows ({reasons(dropped)}): {doubt}?")
-        if not (train.n_tweets and val.n_tweets):
-            counts = f"{train.n_tweets} for train, {val.n_tweets} for val"
-            raise UserError(f"too few tweets for both splits ({counts}); use a few hundred or more")
-        options = ("text_column", "user", "mentions", "urls", "min_chars")
-        meta = {"sources": [{"name": path.name, "sha256": sha256(path)} for path in paths]}
-        meta |= {name: getattr(settings, name) for name in options}
-        meta |= {"tokenizer": "gpt2", "leading_space": True}
-        meta |= {"rows": rows, "dropped": dict(dropped), "tweets": kept}
-        meta |= {f"train_{what}": number for what, number in train.finish().items()}
-        meta |= {f"val_{what}": number for what, number in val.finish().items()}
-        meta["train_token_counts"] = {str(i): int(train.counts[i]) for i in np.flatnonzero(train.counts)}
+        tweets, bins = clean_tweets(rows, settings, counts), {"train": train_bin, "val": val_bin}
+        while batch := list(itertools.islice(tweets, BATCH_TWEETS)):
+            processed.writelines(tweet + "\n" for tweet in batch)
+            parts = {"train": [], "val": []}
+            for tweet in batch:
+                parts["val" if held_out(tweet) else "train"].append(tweet)
+            for name, part in parts.items():
+                bins[name].write(encode_tweets(tokenizer, part).tobytes())
+                counts["tweets"][name] += len(part)
+                # a byte more for what ends a tweet, because <|endoftext|> is scored too
+                counts["bytes"][name] += sum(len(tweet.encode()) + 1 for tweet in part)
+        check_enough(counts, settings)
+        for file in bins.values():
+            file.write(np.array([END_OF_TEXT], "<u2").tobytes())
+
+    meta = describe(files, settings, counts, data_dir)
     with written_whole(data_dir / "meta.json") as file:
         json.dump(meta, file, indent=1)
         file.write("\n")
-    print(summary(meta, unseen=val.counts[train.counts == 0].sum(), data_dir=data_dir))
+    print(summary(meta, settings, counts, data_dir))
 
 
 # --- finding the tweets ---------------------------------------------------------------------------
 
 
-def find_files(inputs):
-    """The files that the user means by names, folders and patterns, in order and each once."""
-    found = {}
-    for name in map(os.path.expanduser, inputs):
-        paths = [pathlib.Path(name or "(nothing)")]
-        if glob.has_magic(name) and not paths[0].exists():
-            paths = [pathlib.Path(match) for match in sorted(glob.glob(name, recursive=True))]
-            if not paths:
-                raise UserError(f"no file matches the pattern {name!r}")
-        for path in paths:
-            found |= dict.fromkeys(in_folder(path) if path.is_dir() else with_parts(path))
-    return list(found)
+class File(NamedTuple):
+    """A file, plain or gzipped, or with `member` one in a zip."""
 
+    path: pathlib.Path
+    member: str = ""
 
-def with_parts(path):
-    """A file and, of X's tweets.js, the parts that lie beside it."""
-    parts = path.parent.glob(f"{path.stem}-part*.js") if ARCHIVE.fullmatch(path.name) else ()
-    return [path, *sorted(parts)]
+    def __str__(self):
+        return f"{self.path}: {self.member}" if self.member else str(self.path)
 
+    @property
+    def name(self):
+        """The file's own name in small letters, without the .gz of a packed one."""
+        return pathlib.PurePath(self.member or self.path).name.lower().removesuffix(".gz")
 
-def in_folder(folder):
-    """The files of tweets in a folder and those below it."""
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise UserError(f"the folder {folder} cannot be read: permission denied")
-    inside = [file for file in folder.rglob("*") if may_hold_tweets(file, folder)]
-    archive = [file for file in inside if ARCHIVE.fullmatch(file.name)]
-    # what else is in data/ and assets/ of X's archive, such as a README.txt, are no tweets
-    homes = {file.resolve().parent for file in archive if file.resolve().parent.name == "data"}
-    homes |= {home.parent / "assets" for home in homes}
-    others = [file for file in inside if homes.isdisjoint(file.resolve().parents)]
-    inside = sorted(archive + [file for file in others if file.suffix.lower() != ".js"])
-    if not inside:
-        raise UserError(f"the folder {folder} holds no tweets: no {', '.join(KNOWN)}")
-    return inside
-
-
-def may_hold_tweets(file, folder):
-    """Whether to read a file in a folder: not in a .venv or .git, and not what this program wrote."""
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in KNOWN and file.is_file() and not hidden and file.name != "processed.txt"
-
-
-def find_tweets(data_dir, url):
-    """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
-    path = data_dir / CSV_NAME
-    if path.exists():
-        return path
-    if not url:
-        problem = "no download was asked for"
-    else:
-        print(f"fetching the tweets from {url}", file=sys.stderr)
-        problem = download(url, path)
-    if not problem:
-        return path
-    print(
-        f"No tweets at hand ({problem}), so this uses the invented posts of {SAMPLE.name}. "
-        f"For the real ones, put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ and run this again.",
-        file=sys.stderr,
-    )
-    return SAMPLE
-
-
-def download(url, path):
-    """Fetch the zip at `url` and keep the CSV in it as `path`; return what went wrong, or None.
-
-    A thread fetches it and is abandoned after DOWNLOAD_SECONDS, because a socket's time-out covers neither
-    the look-up of a name nor a server that sends a byte per second.
-    """
-    outcome = [f"no answer within {DOWNLOAD_SECONDS} s", b""]
-
-    def fetch():
-        try:
-            with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:
-                outcome[:] = None, response.read(DOWNLOAD_BYTES)
-        except Exception as error:  # a network can fail in any way; none is fatal
-            outcome[0] = f"the download failed: {error or type(error).__name__}"
-
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    thread.join(DOWNLOAD_SECONDS)
-    problem, packed = outcome
-    if problem:
-        return problem
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            trial = pathlib.Path(folder) / "download.zip"
-            trial.write_bytes(packed)
-            tables = [name for name in tweets_in_zip(trial) if name.lower().endswith(".csv")]
-            if not tables or not sum(map(len, read_tweets([trial], Settings()))):
-                return f"the download holds no {'tweets' if tables else 'CSV'}"
-            with zipfile.ZipFile(trial) as unpacked, written_whole(path, "wb") as file:
-                file.write(unpacked.read(tables[0]))
-    except UserError as error:
-        return f"the download holds no CSV of tweets: {error}"
-    return None
-
-
-# --- reading ----------------------------------------------------------------------------------------
-
-
-def read_tweets(paths, settings):
-    """Yield lists of (text, whether it is a retweet), a chunk of a file at a time."""
-    for path in paths:
-        for name, reopen in members(path):
-            if name.endswith(".js"):
-                yield read_archive(path, reopen, settings)
-            elif name.endswith(".txt"):
-                yield from read_lines(path, reopen, settings)
-            else:
-                yield from read_table(path, reopen, settings)
-
-
-def members(path):
-    """(name, function that opens it as text) of each file of tweets in `path`, which may be packed.
-
-    Raises UserError for a file that is not there, holds none, or unpacks to far more than text would.
-    """
-    if not path.exists():
-        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
-    kind, limit = path.suffix.lower(), max(UNPACKED_BYTES, UNPACKED_TIMES * path.stat().st_size)
-    if kind in UNREADABLE:
-        raise UserError(f"{path}: spreadsheets and JSON are not read; save it as a CSV")
-    if kind not in PACKED:
-        return [(path.name.lower(), lambda: as_text(open_unpacked(path)))]
-    if kind == ".gz":
-        unpack = {path.stem: functools.partial(gzip.open, path)}
-    else:
-        unpack = {name: functools.partial(open_in_zip, path, name) for name in tweets_in_zip(path)}
-    return [
-        (name.lower(), lambda how=how: as_text(Bounded(how, path, limit))) for name, how in unpack.items()
-    ]
-
-
-def tweets_in_zip(path):
-    """The names of the files of tweets in a zip: those of X's archive or, where there are none, of tables."""
-    try:
-        with zipfile.ZipFile(path) as packed:
-            names = sorted(name for name in packed.namelist() if "__MACOSX" not in name)
-    except UNPACK_ERRORS as error:
-        raise UserError(f"{path} cannot be unpacked: {error}") from None
-    tables = [name for name in names if pathlib.Path(name).suffix.lower() in (*TABLES, ".txt")]
-    names = [name for name in names if ARCHIVE.fullmatch(pathlib.Path(name).name)] or tables
-    if not names:
-        raise UserError(f"{path} holds no tweets: no CSV, no text and no tweets.js")
-    return names
-
-
-def open_unpacked(path):
-    try:
-        return open(path, "rb", buffering=0)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def open_in_zip(path, name):
-    return zipfile.ZipFile(path).open(name)
-
-
-class Bounded(io.RawIOBase):
-    """A packed file as it unpacks; raises UserError past `limit` bytes or where it is damaged."""
-
-    def __init__(self, unpack, path, limit):
-        self.unpack, self.path, self.left, self.stream = unpack, path, limit, None
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        try:
-            self.stream = self.stream or self.unpack()
-            block = self.stream.read(len(buffer))
-        except UNPACK_ERRORS as error:
-            raise UserError(f"{self.path} cannot be unpacked: {error}") from None
-        self.left -= len(block)
-        if self.left < 0:
-            raise UserError(f"{self.path} unpacks to far more than tweets would; unpack and look at it first")
-        buffer[: len(block)] = block
-        return len(block)
-
-
-def as_text(raw):
-    """A text stream: UTF-16 if marked so, else UTF-8, in which invalid bytes are read as Windows-1252.
-
-    That is what spreadsheets write on Windows; Latin-1, but for its control characters, is a part of it.
-    """
-    buffered = io.BufferedReader(raw, 1 << 20)
-    is_utf16 = buffered.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" in Excel
-    return io.TextIOWrapper(buffered, "utf-16" if is_utf16 else "utf-8-sig", "or-windows-1252", newline="")
+    def open(self):
+        """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
+        if self.member:
+            binary = zipfile.Path(self.path, self.member).open("rb")
+        else:
+            binary = (gzip.open if self.path.suffix.lower() == ".gz" else open)(self.path, "rb")
+        is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
+        return io.TextIOWrapper(binary, "utf-16" if is_utf16 else "utf-8-sig", "or-windows-1252", newline="")
 
 
 def or_windows_1252(error):
     """Decode bytes that are not UTF-8: an error handler as codecs.register_error describes it."""
+    if error.encoding.startswith("utf-16"):
+        return "\ufffd", error.end
     return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
 
 
 codecs.register_error("or-windows-1252", or_windows_1252)
 
 
-def read_table(path, reopen, settings):
-    """The tweets of a CSV, whose cells are separated by commas, semicolons or tabs."""
-    import pandas as pd  # here, because sample.py needs only the tokenizer and should start fast
-
-    warnings.filterwarnings("error", category=pd.errors.ParserWarning)  # that cells of a row are left out
-    with reopen() as file:
-        header = file.readline(1_000_000)
-    separator = max(",;\t", key=header.count)
-    how = {"sep": separator, "dtype": str, "na_filter": False, "index_col": False}
+@contextlib.contextmanager
+def damage_told(file):
+    """Turn what is raised for a damaged file into a UserError that names it."""
     try:
-        with reopen() as file:
-            columns = list(map(str, pd.read_csv(file, nrows=0, **how).columns))
-        text, retweet, user = find_columns(path, columns, settings)
-        try:
-            with reopen() as file:
-                pd.read_csv(file, nrows=1, **how)
-        except (
-            pd.errors.ParserWarning
-        ):  # some programs end each row, but not the first line, with a separator
-            how |= {"names": [*columns, BEYOND], "header": 0}
-        with reopen() as file:
-            for chunk in pd.read_csv(file, chunksize=CHUNK_ROWS, **how):
-                if BEYOND in chunk and chunk[BEYOND].any():
-                    raise pd.errors.ParserWarning
-                if user:
-                    chunk = chunk[chunk[user].map(handle) == handle(settings.user)]
-                marks = chunk[retweet].str.strip().str.lower() if retweet else [""] * len(chunk)
-                pairs = zip(chunk[text], marks, strict=True)
-                yield [(tweet, mark in ("true", "1", "yes")) for tweet, mark in pairs]
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty; it should be a CSV with a column of tweets") from None
+        yield
     except UserError:
         raise
-    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError, OverflowError) as error:
-        is_ragged = isinstance(error, pd.errors.ParserWarning)
-        why = "rows have more cells than its first line" if is_ragged else error
-        raise UserError(
-            f"{path} cannot be read as a CSV: {why}; a cell that holds {separator!r} must be in quotes"
-        ) from None
+    except DAMAGE as error:
+        raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
 
 
-def find_columns(path, columns, settings):
-    """Which of the columns hold the tweets, the mark of a retweet (or None) and, for --user, the author."""
-    if len(columns) > 1_000:
-        raise UserError(
-            f"{path}: its first line holds {len(columns):,} cells; a CSV of tweets has one tweet a row"
-        )
-    known = {column.strip().lower(): column for column in reversed(columns)}
+def find_tweets(settings, data_dir):
+    """{File: the function that reads it} of what the user names, else of Kaggle's CSV or of the sample."""
+    found = {}
+    for name in map(os.path.expanduser, settings.input):
+        for match in sorted(glob.glob(name, recursive=True)) or [name]:
+            found |= tweets_in(pathlib.Path(match or "(nothing)"), settings)
+    return found or tweets_in(find_csv(settings.download_url, data_dir), settings)
 
-    def find(names, what, fix):
-        for name in names:
-            if name in known:
-                return known[name]
-        raise UserError(f"{path}: no column {what}; it has {textwrap.shorten(', '.join(columns), 200)}{fix}")
 
-    if settings.text_column:
-        text = find([settings.text_column.strip().lower()], repr(settings.text_column), "")
+def tweets_in(path, settings):
+    """{File: the function that reads it} of a file, folder or zip.
+
+    Beside X's archive other files are left out, and beside tables text is, such as a README.txt.
+    """
+    with damage_told(path):
+        readers = {file: reader_of(file, settings) for file in files_in(path)}
+        for best in (read_archive, read_table, None, read_lines):
+            found = [file for file, reader in readers.items() if reader is best]
+            if best and found:
+                if others := [str(file) for file, reader in readers.items() if reader not in (best, None)]:
+                    print(f"left out beside {found[0]}: {', '.join(others)}", file=sys.stderr)
+                return dict.fromkeys(found, best)
+            if found:
+                break  # a table that names no text column; what lies beside it is hardly what was meant
+        raise UserError(f"{path} holds no tweets: {why_none(found, settings)}")
+
+
+def files_in(path):
+    """Yield each File of `path` that may hold tweets, in the order of their names."""
+    if not path.exists():
+        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # such as .venv
+            known = KNOWN.fullmatch(File(file).name) or file.suffix.lower() == ".zip"
+            if known and file.is_file() and not hidden and file.name != "processed.txt":
+                yield from files_in(file)
+    elif path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as packed:
+            files = [File(path, name) for name in sorted(packed.namelist()) if "__MACOSX" not in name]
+        yield from (file for file in files if KNOWN.fullmatch(file.name))
+    elif path.suffix == ".js" and KNOWN.fullmatch(path.name):  # with its other parts
+        yield from (File(part) for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name))
     else:
-        fix = ": name one with --text_column=…, or give a CSV, whose first line names its columns"
-        text = find(TEXT_COLUMNS, "with a known name for tweets", fix)
-    authors = f"of authors ({', '.join(USER_COLUMNS)})"
-    user = find(USER_COLUMNS, authors, "; leave out --user") if settings.user else None
-    return text, known.get("is_retweet"), user
+        yield File(path)
+
+
+def reader_of(file, settings):
+    """The function that reads a file, or None if it holds no tweets."""
+    if file.name.endswith(".js"):
+        return read_archive
+    if table_of(file, settings):
+        return read_table
+    return read_lines if file.name.endswith(".txt") and not settings.text_column else None
+
+
+def why_none(files, settings):
+    """What to tell the user of files that hold no tweets: of a table its columns, and the likely one."""
+    if not files:
+        return "no .csv, .tsv or .txt and no tweets.js"
+    if not KNOWN.fullmatch(files[0].name):
+        return "it is no table, text or archive of X's; save a spreadsheet or JSON as a CSV"
+    with files[0].open() as text:
+        lines = [line for line in itertools.islice(text, 200) if line.strip()]
+    if not lines:
+        return "it is empty"
+    header, *rows = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
+    columns = zip(header, *(row for row in rows if len(row) == len(header)), strict=True)
+    wordy = [name for name, *cells in columns if "".join(cells).count(" ") > 3 * len(cells)]
+    likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
+    wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
+    return f"no column {wanted} among {textwrap.shorten(', '.join(header), 200)}: {likely}"
+
+
+def find_csv(url, data_dir):
+    """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
+    path = data_dir / CSV_NAME
+    if path.exists():
+        return path
+    try:
+        if not url:
+            raise UserError("no download was asked for")
+        print(f"fetching the tweets from {url}", file=sys.stderr)
+        with urllib.request.urlopen(url, timeout=10) as response:
+            packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
+        tables = [name for name in packed.namelist() if name.lower().endswith(".csv")]
+        if not tables:
+            raise UserError("the zip that was fetched holds no CSV")
+        with written_whole(path, "wb") as file:
+            file.write(packed.read(tables[0]))
+        return path
+    except Exception as error:  # a network can fail in any way; none is fatal
+        print(
+            f"No tweets at hand ({error or type(error).__name__}), so this uses the invented posts of "
+            f"{SAMPLE.name}. For the real ones, put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ and run "
+            "this again.",
+            file=sys.stderr,
+        )
+        return SAMPLE
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    text: str
+    author: str = ""
+    is_others: bool = False  # a retweet, or the post of another that is quoted
+    is_completed: bool = False  # by the archive's notes
+
+
+def read_tweets(files, settings):
+    """Yield the Row of each tweet in the files that `find_tweets` found."""
+    notes = [file for file in files if file.name.startswith("note-tweet") and file.name.endswith(".js")]
+    whole_texts = sorted((letters(clean(text)), text) for file in notes for text in archive_texts(file))
+    for file, read in files.items():
+        if settings.user and read is not read_table:
+            raise UserError(f"{file} names no authors; leave out --user")
+        if file not in notes:
+            with damage_told(file):
+                yield from read(file, settings, whole_texts)
+
+
+def read_lines(file, settings, whole_texts):
+    """Text with one tweet a line."""
+    with file.open() as lines:
+        yield from map(Row, lines)
+
+
+def read_archive(file, settings, whole_texts):
+    """The tweets.js in X's archive, which holds the beginning of a long post, and another file the whole.
+
+    Their ids differ, so only the beginning tells what belongs together; a few letters would fit by chance.
+    """
+    for text in archive_texts(file):
+        start = letters(clean(text))
+        place = bisect.bisect_left(whole_texts, (start,))
+        if len(start) >= 20 and place < len(whole_texts) and whole_texts[place][0].startswith(start):
+            yield Row(whole_texts[place][1], is_completed=True)
+        else:
+            yield Row(text)
+
+
+def archive_texts(file):
+    """The texts in a tweets.js or note-tweet.js: JavaScript that assigns a list of objects."""
+    texts = []
+    try:
+        with file.open() as text:
+            content = text.read()
+        for item in json.loads(content[content.index("[") :].rstrip("; \t\r\n")):
+            tweet = item["noteTweet"]["core"] if "noteTweet" in item else item.get("tweet", item)
+            texts.append(fuller([tweet[key] or "" for key in ("full_text", "text") if key in tweet]))
+    except (*DAMAGE, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is not a tweets.js from X's archive, or is damaged: {error}") from None
+    return texts
+
+
+def read_table(file, settings, whole_texts):
+    """A table, whose first line names its columns."""
+    separator, header, texts = table_of(file, settings)
+    if plain(header[texts[0]]) == "fulltext":
+        texts += columns_of(header, ["text"])
+    authors = columns_of(header, USER_COLUMNS)
+    if settings.user and not authors:
+        raise UserError(f"{file}: no column of authors among {', '.join(header)}; leave out --user")
+    rows = table_rows(file, separator, header)
+    first = list(itertools.islice(rows, LOOK_ROWS))
+    marks = columns_of(header, MARK_COLUMNS)
+    marks = [i for i in marks if not any(COUNT.fullmatch(row[i].strip()) for row in first)]
+    types = columns_of(header, TYPE_COLUMNS)
+    for row in itertools.chain(first, rows):
+        is_others = [row[i].strip().lower() in MARKS for i in marks]
+        is_others += [row[i].strip().lower().startswith(OTHERS) for i in types]
+        yield Row(fuller([row[i] for i in texts]), row[authors[0]].strip() if authors else "", any(is_others))
+
+
+def fuller(texts):
+    """Of the texts that a source gives for one tweet, the one that says most: others may be cut off."""
+    return texts[0] if len(texts) == 1 else max(texts, key=lambda text: len(clean(text)))
+
+
+def table_of(file, settings):
+    """(separator, header, [text column]) of a table, or None if its first line names no column of tweets."""
+    with file.open() as text:
+        line = next((line for line in iter(lambda: text.readline(1_000_000), "") if line.strip()), "")
+    for separator in sorted(",;\t", key=line.count, reverse=True):
+        header = next(csv.reader([line], delimiter=separator), [])
+        columns = columns_of(header, [plain(settings.text_column)] if settings.text_column else TEXT_COLUMNS)
+        if columns and (len(header) > 1 or not file.name.endswith(".txt")):
+            return separator, header, columns[:1]
+    return None
+
+
+def columns_of(header, names):
+    """Where the header has columns of these names, in the order of the names."""
+    known = [plain(name) for name in header]
+    return [known.index(name) for name in names if name in known]
+
+
+def plain(name):
+    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
+    return re.sub(r"[\s_.-]+", "", name).lower()
+
+
+def table_rows(file, separator, header):
+    """Yield the cells of each row; raise UserError, with the line's number, where cells may be shifted."""
+    width, last = None, 0  # cells of a row; number of the line that the last row ended on
+    fix = 'a cell with a separator, a line break or a quote must be in quotes, and the quote twice ("")'
+    with file.open() as text:
+        reader = csv.reader(text, delimiter=separator, strict=True)
+        try:
+            for row in reader:
+                line, last = last + 1, reader.line_num
+                if row == header or (len(row) < 2 and not "".join(row).strip()):
+                    continue  # files that were joined repeat the header
+                # some programs end each row, but not the first line, with a separator
+                width = width or len(header) + (len(row) == len(header) + 1 and not row[-1])
+                if len(row) != width or any(row[len(header) :]):
+                    found = f"{len(row)} cells where the first line has {len(header)}"
+                    raise UserError(f"{file}, line {line}: {found}; {fix}")
+                if last > line and swallows_rows(row, separator):
+                    raise UserError(f"{file}, line {line}: a stray quote joins rows; {fix}")
+                yield row
+        except csv.Error as error:
+            raise UserError(f"{file}, line {last + 1}: a stray quote ({error}); {fix}") from None
+
+
+def swallows_rows(row, separator):
+    """Whether a cell holds a line that looks like a row: as many cells, one of them with digits as here."""
+    shapes = [re.sub(r"\d", "0", cell) for cell in row]
+    for place, shape in enumerate(shapes):
+        for line in shape.splitlines()[1:]:
+            cells = line.split(separator)
+            if len(cells) == len(row):
+                cells[place] = ""  # only the cells beside the one that holds the line are compared
+                if any(mine == cell != "" for mine, cell in zip(shapes, cells, strict=True)):
+                    return True
+    return False
+
+
+# --- cleaning -------------------------------------------------------------------------------------
+
+# the characters of a link; those of languages that write without spaces are text that follows it
+CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
+LINK = (  # old scrapers put a space after "https://" and "www."
+    r"(?i:https?://(?:\s?(?:www\.\s)?(?=[\w-]+\.\w))?|pic\.(?:twitter|x)\.com/)"
+    rf"(?:{CHAR}|\({CHAR}*\))*"
+)
+LINKS = re.compile(rf"[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK}")
+CUT = re.compile(rf"(?:…\s?{LINK}|{LINK}…|\bhttps?:?/?…)$")
+HANDLE = r"(?<![A-Za-z0-9_])@[A-Za-z0-9_]{1,15}(?![A-Za-z0-9_])"
+OPENING = re.compile(rf"^(?:\s*{HANDLE}(?!['’]\w)[:,]?)+")  # "@SpaceX's rocket" is a sentence's beginning
+HANDLES = re.compile(rf"{HANDLE}(?:['’]s\b)?")
+QUIET = r"""\s"'“”„‘’«»\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"""  # quotes and what is not seen
+RETWEET = re.compile(rf"[{QUIET}]*RT[{QUIET}:]*@", re.IGNORECASE)
+# what Python's repr() of bytes writes, and JSON's text with an escape in it
+BYTES = re.compile(r"""b(['"])(?:(?!\1|\\)[ -~]|\\x[0-9a-f]{2}|\\[nrt\\'"])*\1""")
+JSON_TEXT = re.compile(r'"[^"\\]*\\.*"', re.DOTALL)
+
+
+def clean_tweets(rows, settings, counts):
+    """Yield the clean tweets, each once; count in `counts` what is left out, and why.
+
+    Only digests of the tweets are kept, so the memory that a million takes is small.
+    """
+    seen = set()
+    for row in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
+        counts["authors"][row.author] += 1
+        counts["completed"][row.is_completed] += 1
+        tweet, why = sift(row, settings)
+        digest = hashlib.blake2b(tweet.encode(), digest_size=16).digest()
+        if why or digest in seen:
+            counts["dropped"][why or "duplicates"] += 1
+        else:
+            seen.add(digest)
+            yield tweet
+
+
+def sift(row, settings):
+    """(the clean tweet, ""), or ("", why it is left out)."""
+    if settings.user and handle(row.author) != handle(settings.user):
+        return "", "by other authors"
+    if len(row.text) > MAX_CHARS:
+        return "", f"longer than {MAX_CHARS:,} characters"
+    text = unwrapped(row.text)
+    if row.is_others or RETWEET.match(html.unescape(text)):
+        return "", "retweets"
+    tweet = clean(text, settings)
+    if not tweet:
+        return "", "empty"
+    if len(tweet) < settings.min_chars:
+        return "", f"shorter than {settings.min_chars} characters"
+    return tweet, ""
 
 
 def handle(name):
@@ -414,43 +490,15 @@ def handle(name):
     return name.strip().removeprefix("@").casefold()
 
 
-def no_author(path, settings):
-    if settings.user:
-        raise UserError(f"{path} names no authors; leave out --user")
-
-
-def read_archive(path, reopen, settings):
-    """The tweets of the tweets.js in X's archive: JavaScript that assigns a list of {"tweet": {…}}."""
-    no_author(path, settings)
-    with reopen() as file:
-        content = file.read()
-    try:
-        items = json.loads(content[content.index("[") :].rstrip("; \r\n"))
-        tweets = [item.get("tweet", item) for item in items]
-        return [(str(tweet["full_text" if "full_text" in tweet else "text"]), False) for tweet in tweets]
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a tweets.js from X's archive, or is damaged: {error}") from None
-
-
-def read_lines(path, reopen, settings):
-    """The tweets of a text file with one a line."""
-    no_author(path, settings)
-    with reopen() as file:
-        lines = bounded_lines(file)
-        while chunk := [(line, False) for line in itertools.islice(lines, CHUNK_ROWS)]:
-            yield chunk
-
-
-def bounded_lines(file):
-    """Yield the lines of a text stream, of those that are longer than a tweet can be only the beginning."""
-    begins = True
-    while part := file.readline(2 * MAX_CHARS):
-        if begins:
-            yield part
-        begins = part[-1] in "\r\n"
-
-
-# --- cleaning ---------------------------------------------------------------------------------------
+def unwrapped(cell):
+    """The text of a cell that was written as Python's bytes (b'caf\\xc3\\xa9') or as JSON ("caf\\u00e9")."""
+    cell = cell.strip()
+    if cell.startswith("b") and BYTES.fullmatch(cell):
+        return ast.literal_eval(cell).decode("utf-8", "replace")
+    if cell.startswith('"') and JSON_TEXT.fullmatch(cell):
+        with contextlib.suppress(ValueError):  # the writer's own quotes, and a backslash
+            return json.loads(cell)
+    return cell
 
 
 def clean(text, settings=Settings()):
@@ -458,53 +506,32 @@ def clean(text, settings=Settings()):
 
     >>> clean("@a @b Rockets &amp; cars\\nare fun https://t.co/x")
     'Rockets & cars are fun'
+    >>> clean("important for maintaining the connection in cho… https://t.co/x")
+    'important for maintaining the connection in …'
     """
-    text = " ".join(html.unescape(text).split())  # first, so that no pattern below meets long white space
-    if settings.urls == "strip":
-        text = re.sub(r"https?://\S+", "", text)
-    text = re.sub(r"\s*…\s*$", "", text)  # a cut-off tail
-    if settings.mentions == "reply":
-        text = re.sub(r"^(\s*@\w+)+\s*", "", text)
-    elif settings.mentions == "strip":
-        text = re.sub(r"(?<!\w)@\w+", "", text)
-    return " ".join(text.split())
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # joins halves of emoji
+    text = html.unescape(html.unescape(text))  # some sources escape twice
+    text = " ".join(text.split())
+    if "…" in text:
+        text = without_cut_word(text)
+    if settings.urls == "strip" and ("://" in text or "pic." in text):  # the search is slow, most have none
+        text = LINKS.sub("", text)
+    if settings.mentions != "keep":
+        text = OPENING.sub("", text)
+    if settings.mentions == "strip":
+        text = HANDLES.sub("", text)
+    text = " ".join(text.split())
+    return "" if text == "…" else text
 
 
-def sift(text, is_retweet, settings):
-    """(the clean tweet, None), or (None, why it is left out)."""
-    if is_retweet or text.lstrip().startswith("RT @"):
-        return None, "retweets"
-    if len(text) > MAX_CHARS:
-        return None, f"longer than {MAX_CHARS:,} characters"
-    tweet = clean(text, settings)
-    if not tweet:
-        return None, "empty"
-    if len(tweet) < settings.min_chars:
-        return None, f"shorter than {settings.min_chars} characters"
-    return tweet, None
+def without_cut_word(text):
+    """A tweet that its source cut off, without the word that was cut; the mark stays as a word of its own.
 
-
-def clean_tweets(paths, settings, dropped):
-    """Yield lists of clean tweets, each tweet once; count in the Counter `dropped` what is left out, and why.
-
-    Only digests of the tweets are kept, so the memory that a million takes is small.
+    Such a tweet ends in a mark and a link to the rest, or inside a link. A mark without one is its writer's.
     """
-    seen = set()
-    with tqdm(unit=" rows", unit_scale=True, disable=None) as bar:
-        for chunk in read_tweets(paths, settings):
-            kept = []
-            for text, is_retweet in chunk:
-                tweet, why = sift(text, is_retweet, settings)
-                if not why:
-                    digest = hashlib.blake2b(tweet.encode(), digest_size=16).digest()
-                    why = "duplicates" if digest in seen else None
-                    seen.add(digest)
-                if why:
-                    dropped[why] += 1
-                else:
-                    kept.append(tweet)
-            bar.update(len(chunk))
-            yield kept
+    cut = CUT.search(text)
+    words = text[: cut.start()].rpartition(" ")[0].rstrip(" …") if cut else ""
+    return f"{words} …" if words else text
 
 
 def held_out(tweet):
@@ -518,8 +545,12 @@ def percentile(tweet):
     Decided by the letters and digits of its text alone, so that adding or reordering rows moves no
     tweet across, and tweets that differ in case or punctuation land on the same side.
     """
-    key = re.sub(r"[\W_]+", "", tweet.casefold()) or tweet
-    return zlib.crc32(key.encode()) % 100
+    return zlib.crc32((letters(tweet) or tweet).encode()) % 100
+
+
+def letters(text):
+    """The letters and digits of a text, without case."""
+    return "".join(re.findall(r"[^\W_]+", text.casefold()))
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -567,51 +598,58 @@ def encode(tokenizer, text):
     return tokenizer.encode_ordinary(" " + text) if text else []
 
 
-class Split:
-    """train.bin or val.bin while it is written."""
+def encode_tweets(tokenizer, tweets):
+    """The ids of a list of clean tweets as one uint16 array, with <|endoftext|> before each of them.
 
-    def __init__(self, file, tokenizer):
-        self.file, self.tokenizer = file, tokenizer
-        self.n_tweets = self.n_bytes = 0
-        self.counts = np.zeros(VOCAB_SIZE, np.int64)  # of each id
+    Line breaks, which no clean tweet holds, join the tweets; one call encodes them all, five times as fast
+    as one for each; then each line break's token becomes <|endoftext|>. All cores take part, because
+    tiktoken frees Python's lock.
+    """
 
-    def add(self, tweets):
-        """Encode tweets, each with <|endoftext|> before it, on all cores: tiktoken frees Python's lock."""
-        batches = (tweets[start : start + BATCH_TWEETS] for start in range(0, len(tweets), BATCH_TWEETS))
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for ids in pool.map(self.encode, batches):
-                self.write(ids)
-        self.n_tweets += len(tweets)
-        # a byte more for what ends a tweet, because <|endoftext|> is scored too
-        self.n_bytes += sum(len(tweet.encode()) + 1 for tweet in tweets)
+    def ids_of(start):
+        text = "".join("\n " + tweet for tweet in tweets[start : start + CALL_TWEETS])
+        return tokenizer.encode_to_numpy(text, disallowed_special=()).astype("<u2")
 
-    def encode(self, tweets):
-        """The ids of tweets as uint16, each with <|endoftext|> before it.
-
-        Line breaks, which no clean tweet holds, join the tweets; one call encodes them all, five times as
-        fast as one for each; then each line break's token becomes <|endoftext|>.
-        """
-        text = "\n " + "\n ".join(tweets)
-        ids = self.tokenizer.encode_to_numpy(text, disallowed_special=()).astype("<u2")
-        ids[ids == LINE_BREAK] = END_OF_TEXT
-        return ids
-
-    def write(self, ids):
-        self.counts += np.bincount(ids, minlength=VOCAB_SIZE)
-        self.file.write(ids.tobytes())
-
-    def finish(self):
-        """Write the last <|endoftext|>; return what meta.json tells of the split."""
-        self.write(np.array([END_OF_TEXT], "<u2"))
-        return {
-            "tweets": self.n_tweets,
-            "tokens": int(self.counts.sum()),
-            "bytes": self.n_bytes,
-            "distinct_tokens": int((self.counts > 0).sum()),
-        }
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(ids_of, range(0, len(tweets), CALL_TWEETS)))
+    ids = np.concatenate([np.empty(0, "<u2"), *parts])
+    ids[ids == LINE_BREAK] = END_OF_TEXT
+    return ids
 
 
 # --- the report -----------------------------------------------------------------------------------
+
+
+def check_enough(counts, settings):
+    """Raise UserError, with the likely reason, where a split would be empty."""
+    tweets, dropped, rows = counts["tweets"], counts["dropped"], counts["authors"].total()
+    if tweets["train"] and tweets["val"]:
+        return
+    if tweets.total():
+        raise UserError(f"{tweets.total()} tweets are too few for both splits; use a few hundred or more")
+    if dropped["by other authors"] == rows > 0:
+        raise UserError(f"no row by --user={settings.user}; most are by {listed(counts['authors'])}")
+    fix = "" if dropped["retweets"] == rows > 0 else ": wrong column? --text_column=… names another"
+    raise UserError(f"cleaning left none of {rows} rows ({listed(dropped)}){fix}")
+
+
+def describe(files, settings, counts, data_dir):
+    """What meta.json tells."""
+    paths = dict.fromkeys(file.path for file in files)
+    options = ("text_column", "user", "mentions", "urls", "min_chars")
+    meta = {"sources": [{"name": path.name, "sha256": sha256(path)} for path in paths]}
+    meta |= {name: getattr(settings, name) for name in options}
+    meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": counts["authors"].total()}
+    meta |= {"dropped": dict(counts["dropped"]), "tweets": counts["tweets"].total()}
+    train, val = (np.fromfile(data_dir / f"{name}.bin", "<u2") for name in ("train", "val"))
+    for name, ids in (("train", train), ("val", val)):
+        meta |= {f"{name}_tweets": counts["tweets"][name], f"{name}_bytes": counts["bytes"][name]}
+        meta |= {
+            f"{name}_tokens": len(ids),
+            f"{name}_distinct_tokens": int(np.isin(np.arange(VOCAB_SIZE), ids).sum()),
+        }
+    meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
+    return meta | {"train_sha256": sha256(data_dir / "train.bin")}
 
 
 def sha256(path):
@@ -619,28 +657,36 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def reasons(dropped):
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items())) or "none"
-
-
-def summary(meta, unseen, data_dir):
+def summary(meta, settings, counts, data_dir):
+    """What was done, in lines of a word and what it is about."""
+    with open(data_dir / "processed.txt", encoding="utf-8") as file:
+        example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
     lines = [
         f"read      {meta['rows']:,} rows of {', '.join(source['name'] for source in meta['sources'])}",
-        f"dropped   {reasons(meta['dropped'])}",
-        f"kept      {meta['tweets']:,} tweets",
+        f"dropped   {listed(counts['dropped'])}",
+        f"kept      {meta['tweets']:,} tweets, the first: {example}",
     ]
+    if counts["completed"][True]:
+        lines.append(f"completed {counts['completed'][True]:,} long posts from note-tweet.js")
+    if len(counts["authors"]) > 1 and not settings.user:
+        lines.append(f"authors   {len(counts['authors']):,}: {listed(counts['authors'])}; --user=… keeps one")
     for name in ("train", "val"):
-        tweets, tokens, size, distinct = (
-            meta[f"{name}_{what}"] for what in ("tweets", "tokens", "bytes", "distinct_tokens")
-        )
-        lines.append(f"{name:9} {tweets:,} tweets, {tokens:,} tokens ({distinct:,} distinct), {size:,} bytes")
-    lines.append(f"unseen    {unseen / meta['val_tokens']:.1%} of the val tokens never occur in training")
+        about = {what: meta[f"{name}_{what}"] for what in ("tweets", "tokens", "distinct_tokens", "bytes")}
+        counted = "{tweets:,} tweets, {tokens:,} tokens ({distinct_tokens:,} distinct), {bytes:,} bytes"
+        lines.append(f"{name:9} {counted.format(**about)}")
+    unseen = meta["val_unseen_tokens"] / meta["val_tokens"]
+    lines.append(f"unseen    {unseen:.1%} of the val tokens never occur in training")
     lines.append(f"written   {data_dir}/processed.txt, train.bin, val.bin, meta.json")
     # a data set of its own gets a run of its own
     where = () if str(data_dir) == "data" else (f"--data_dir={data_dir}", f"--out_dir=out/{data_dir.name}")
     return "\n".join([*lines, f"next      {command('train.py', 'config/elon.py', *where)}"])
 
 
+def listed(counter):
+    """The most frequent of what was counted: "12 retweets, 3 empty"."""
+    return ", ".join(f"{count:,} {printable(name)}" for name, count in counter.most_common(6)) or "none"
+
+
 if __name__ == "__main__":
     with errors_in_one_line():
-        main(load_settings(Settings, sys.argv[1:]))
+        main(load_settings(Settings, sys.argv[1:], rest="input"))
