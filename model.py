@@ -384,7 +384,7 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
         position = torch.arange(T, device=idx.device)  # (T,)
-        begin, mask = torch.zeros_like(idx), None
+        mask = None
         if self.config.separate_tweets:
             is_first = idx == END_OF_TEXT
             if self.training and self.config.cut:
@@ -393,12 +393,13 @@ class GPT(nn.Module):
             begin = position.where(is_first, 0).cummax(1).values
             mask = (position >= begin[..., None]) & (position <= position[:, None])
             mask = mask[:, None, start:]  # (B, 1, T - start, T): the same for all heads
+            position = position - begin  # (B, T), counted from there
         tokens = self.vocabulary.embed(self.noised(idx))  # (B, T, C)
-        x = tokens + self.wpe(position)
+        x = tokens + self.wpe(position)  # (B, T, C)
         for k, linear in enumerate(self.before, 1):
             # from the token k places before, if there is one in this tweet
             passed_on = F.pad(linear(tokens), (0, 0, k, 0))[:, :T]
-            x = x + passed_on * (position - begin >= k)[..., None]
+            x = x + passed_on * (position >= k)[..., None]
         return self.drop(x[:, start:]), mask
 
     def noised(self, idx):

@@ -342,8 +342,8 @@ def archive_texts(file):
         for item in json.loads(content[content.index("[") :].rstrip("; \t\r\n")):
             tweet = item["noteTweet"]["core"] if "noteTweet" in item else item.get("tweet", item)
             texts.append(fuller([tweet[key] or "" for key in ("full_text", "text") if key in tweet]))
-    except (*DAMAGE, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a tweets.js from X's archive, or is damaged: {error}") from None
+    except (*DAMAGE, TypeError, AttributeError):
+        raise UserError(f"{file} is not a tweets.js from X's archive, or is damaged") from None
     return texts
 
 
@@ -408,8 +408,7 @@ def table_rows(file, separator, header):
                 # some programs end each row, but not the first line, with a separator
                 width = width or len(header) + (len(row) == len(header) + 1 and not row[-1])
                 if len(row) != width or any(row[len(header) :]):
-                    found = f"{len(row)} cells where the first line has {len(header)}"
-                    raise UserError(f"{file}, line {line}: {found}; {fix}")
+                    raise UserError(f"{file}, line {line}: {len(row)} cells instead of {width}; {fix}")
                 if last > line and swallows_rows(row, separator):
                     raise UserError(f"{file}, line {line}: a stray quote joins rows; {fix}")
                 yield row
@@ -516,7 +515,7 @@ def clean(text, settings=Settings()):
         text = without_cut_word(text)
     if settings.urls == "strip" and ("://" in text or "pic." in text):  # the search is slow, most have none
         text = LINKS.sub("", text)
-    if settings.mentions != "keep":
+    if settings.mentions != "keep" and "@" in text:
         text = OPENING.sub("", text)
     if settings.mentions == "strip":
         text = HANDLES.sub("", text)

@@ -1,8 +1,8 @@
 """Measure what the README claims: ours beside its peers, in the same run and with as many threads.
 
-    python tests/bench.py --nanogpt=../nanoGPT               # everything, on what prepare.py wrote to data/
-    python tests/bench.py train sample --nanogpt=../nanoGPT  # some parts
-    python tests/bench.py --quick                            # does it run at all?
+    python tests/bench.py --csv=data/elon_musk_tweets.csv --nanogpt=../nanoGPT   # everything
+    python tests/bench.py train sample --nanogpt=../nanoGPT                      # some parts, on data/
+    python tests/bench.py --quick                                                # does it run at all?
 
 quality: bits per byte of the held-out tweets for three seeds, and the CPU seconds until there, beside
          compressors, n-grams and nanoGPT
@@ -446,6 +446,9 @@ def main(args):
         about = {"machine": machine(), "threads": args.threads, "when": time.strftime("%Y-%m-%d %H:%M")}
         with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
             args.scratch = pathlib.Path(scratch)
+            if args.csv:
+                args.data_dir = args.scratch / "data"
+                list(watch(["prepare.py", f"--input={args.csv}", f"--data_dir={args.data_dir}"]))
             result = PARTS[part](args)
         shown = pd.DataFrame(result["rows"]).drop(columns="seeds").astype({"spread": float})
         print(shown.to_string(index=False, na_rep="", float_format="{:,.3f}".format), flush=True)
@@ -461,7 +464,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all when none is named")
     parser.add_argument("--nanogpt", type=path, help="a checkout of karpathy/nanoGPT")
-    parser.add_argument("--data_dir", type=path, default=path("data"), help="what prepare.py has written")
+    parser.add_argument("--csv", type=path, help="the tweets, to be prepared into a folder of its own")
+    parser.add_argument("--data_dir", type=path, default=path("data"), help="or what prepare.py has written")
     parser.add_argument("--out_dir", type=path, default=path("out"), help="where bench.json and .png go")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for everyone")
     parser.add_argument("--quick", action="store_true", help="tiny counts: does it run at all?")
