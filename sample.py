@@ -76,7 +76,8 @@ def main(settings):
     for start in sys.stdin if settings.interactive else [settings.start]:
         prompt, lines = read_prompt(start), []
         for tweet, novelty, source in write(model, tokenizer, known, prompt, settings, generator):
-            lines.append(f"{novelty:4.0%} new  {printable(tweet)}")
+            measured = f"{novelty:4.0%} new  " if len(model.tokens) else ""  # GPT-2 itself has read no tweets
+            lines.append(measured + printable(tweet))
             print(lines[-1] if sys.stdout.isatty() else printable(tweet), flush=True)
             if source and sys.stdout.isatty():
                 print(f"          word for word in: {printable(source)}")
@@ -106,15 +107,15 @@ def read_prompt(start):
 def write(model, tokenizer, known, prompt, settings, generator):
     """Yield num_samples of (tweet, novelty, the training tweet that holds all of it or None).
 
-    Drawn anew is a tweet that was written already, that is less new than asked for, or that holds half a
-    character.
+    Drawn anew is a tweet that adds nothing to the prompt, that was written already, that is less new than
+    asked for, or that holds half a character.
     """
     idx = torch.tensor([[END_OF_TEXT, *encode(tokenizer, prompt)]], device=generator.device)
     n_prompt, block_size = idx.shape[1] - 1, model.config.block_size
     if n_prompt > block_size:
         told = f"the prompt has {n_prompt} tokens; the model reads only the last {block_size} (block_size)"
         print(told, file=sys.stderr)
-    written, missing = set(), settings.num_samples
+    written, missing = {prompt}, settings.num_samples
     for _ in range(MAX_ROUNDS * math.ceil(settings.num_samples / BATCH)):
         rows = model.generate(
             idx.expand(min(missing, BATCH), -1), settings.max_new_tokens, settings.temperature,

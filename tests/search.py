@@ -37,7 +37,7 @@ VARIANTS = {
     "no_muon": "--muon=False",
     "plain_gpt": (
         f"{FULL_VOCABULARY} --separate_tweets=False --cut=0 --n_before=0 --noise=0 --muon=False "
-        "--weight_decay=0.1"
+        "--weight_decay=0.1 --epochs=20"
     ),
     "noise_0.3": "--noise=0.3",
     "noise_0.7": "--noise=0.7",
