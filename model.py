@@ -229,7 +229,7 @@ class SmallVocabulary(nn.Module):
 
     def logits(self, hidden, head):
         """Scores whose softmax is the distribution of the next id: (…, C) -> (…, V)."""
-        return F.linear(hidden, *head)[..., self.row_of] + self.within
+        return F.linear(hidden, *head).index_select(-1, self.row_of) + self.within
 
     def loss(self, hidden, targets):
         """-ln p of each target, 0 where it is -1: (N, C) and (N,) -> (N,), in nats."""
@@ -584,22 +584,22 @@ def choose(logits, temperature, top_k, top_p, min_p, generator):
     the `top_k` likeliest (None or 0 for all), in the smallest set whose probability reaches `top_p` (Holtzman
     et al. 2020), and at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
     """
-    best = logits.max(-1, keepdim=True)
-    if not bool(best.values.isfinite().all()):
+    best = logits.amax(-1, keepdim=True)
+    if not bool(best.isfinite().all()):
         raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
     if temperature == 0:
-        return best.indices
-    probs = ((logits - best.values) / temperature).softmax(-1)
+        return logits.argmax(-1, keepdim=True)
+    probs = ((logits - best) / temperature).exp()  # relative to that of the likeliest
     if top_k or top_p < 1:
-        ranked, order = probs.sort(-1, descending=True)
-        ranked[:, top_k or len(ranked[0]) :] = 0
-        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0
-        probs = torch.zeros_like(probs).scatter(-1, order, ranked)
-    probs[probs < min_p * probs.max(-1, keepdim=True).values] = 0
+        ranked, order = probs.topk(min(top_k or probs.shape[-1], probs.shape[-1]))
+        before = (ranked.cumsum(-1) - ranked) / ranked.sum(-1, keepdim=True)
+        probs = torch.zeros_like(probs).scatter(-1, order, ranked * (before < top_p))
+    probs = probs * (probs >= min_p)
     # the first token whose cumulative probability exceeds a uniform draw; faster than torch.multinomial
-    cumulative = probs.double().cumsum(-1)
-    draw = torch.rand(len(probs), 1, generator=generator, dtype=torch.float64, device=probs.device)
-    return torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
+    cumulative = probs.cumsum(-1)
+    draw = torch.rand(len(probs), 1, generator=generator, device=probs.device)
+    drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
+    return drawn.clamp(max=probs.shape[-1] - 1)  # rounding must not step past the last one
 
 
 def read_checkpoint(path):
