@@ -1,6 +1,6 @@
 # The reference run: Elon Musk's tweets (Kaggle's gpreda/elon-musk-tweets), from scratch, in minutes on a CPU.
 # README's recipe tells what each part is worth; tests/search.py measures it.
-n_layer = 2  # 4 are no better, and 1.6 times slower
+n_layer = 2  # 4 are no better
 n_head = 4
 n_embd = 128
 block_size = 64

@@ -55,7 +55,7 @@ BATCH_SIZE = 32
 SEEDS = (1337, 1338, 1339)
 # nanoGPT's settings where quality is compared: the best of those tried on the development part of the
 # training tweets (see search.py), one seed, scored every 50 iterations. Tried one after the other: learning
-# rates 5e-4, 1e-3 and 2e-3, falling over 200 to 700 iterations; 2, 4 and 6 layers; 128 and 256 wide;
+# rates 5e-4, 1e-3 and 2e-3, falling over 300, 450 and 700 iterations; 2, 4 and 6 layers; 128 and 256 wide;
 # dropout 0.2 and 0.4; weight decay 0.1 and 1. What is not here is as in its train.py.
 NANOGPT = {
     "n_layer": 2, "n_embd": 128, "dropout": 0.2, "weight_decay": 0.1, "learning_rate": 1e-3, "min_lr": 1e-4,
