@@ -13,6 +13,7 @@ compact_vocab = True  # 85 % of GPT-2's tokens never occur here
 spelling = 8192  # vectors for groups of letters: "Rocket", " rockets" and " rocket" share what they learn
 batch_size = 32
 epochs = 50  # 1,325 iterations for the reference file; 33 and 67 are worse
+patience = 4  # of 12 evaluations; smaller sets overfit sooner
 learning_rate = 3e-3
 warmup_iters = 20
 muon = True
