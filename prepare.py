@@ -508,8 +508,10 @@ def clean(text, settings=Settings()):
     >>> clean("important for maintaining the connection in cho… https://t.co/x")
     'important for maintaining the connection in …'
     """
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # joins halves of emoji
-    text = html.unescape(html.unescape(text))  # some sources escape twice
+    if not text.isascii():  # join halves of emoji
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if "&" in text:
+        text = html.unescape(html.unescape(text))  # some sources escape twice
     text = " ".join(text.split())
     if "…" in text:
         text = without_cut_word(text)

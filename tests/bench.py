@@ -205,7 +205,7 @@ def plot(curves, five_gram, path):
 
 
 def train(args):
-    """Tokens a second and peak memory of training at one shape, in turns; of each the second half counts."""
+    """Tokens a second and peak memory of training at one shape; the second half of the steps counts."""
     steps, batch = few(args, (16, BATCH_SIZE), (4, 2))
     half, out = steps // 2, args.scratch / "train"
     shape = SHAPE | {"batch_size": batch, "dropout": 0.2, "max_iters": steps, "eval_interval": half}
@@ -233,12 +233,9 @@ def train(args):
     }
     if not args.nanogpt:
         del contenders["nanoGPT"]
-    found = {name: [] for name in contenders}
-    for _ in range(few(args, 2, 1)):
-        for name, go in contenders.items():
-            found[name].append(go())
-    speed = {name: median(speed for speed, _ in runs) for name, runs in found.items()}
-    peak = {name: max(peak for _, peak in runs) for name, runs in found.items()}
+    found = {name: go() for name, go in contenders.items()}
+    speed = {name: speed for name, (speed, _) in found.items()}
+    peak = {name: peak for name, (_, peak) in found.items()}
     return {"rows": compared("training", speed, "tokens/s") + compared("training", peak, "MB at the peak")}
 
 
