@@ -578,7 +578,7 @@ def test_the_summary_tells_what_was_done(prepared):
 def test_the_next_command_names_the_folder_that_it_wrote(prepared):
     words = shlex.split(prepared.out.splitlines()[-1])
     folder = prepared.folder
-    assert words[:4] == ["next", sys.executable, "train.py", "config/elon.py"]
+    assert words[:4] == ["next", sys.orig_argv[0], "train.py", "config/elon.py"]
     assert words[4:] == [f"--data_dir={folder}", f"--out_dir=out/{folder.name}"]
 
 
