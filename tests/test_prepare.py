@@ -4,6 +4,7 @@ import collections
 import doctest
 import functools
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -399,7 +400,7 @@ def test_in_a_folder_the_archive_wins_then_tables_then_text(run, the_error, tmp_
     (home / "twitter/data/tweets.js").unlink()
     run(home)
     assert lines_of(tmp_path / "out") == ["first", *FILLER]
-    assert [source["name"] for source in meta_of(tmp_path / "out")["sources"]] == ["a.txt", "b.csv"]
+    assert meta_of(tmp_path / "out")["sources"] == ["a.txt", "b.csv"]
     for name in ("a.txt", "b.csv"):
         (home / name).unlink()
     assert "among id, name" in the_error(run(home), "prepare.py")
@@ -422,8 +423,14 @@ def test_long_posts_of_the_archive_are_taken_whole_from_its_notes(run, tmp_path)
     (tmp_path / "x.zip").write_bytes(zipped({f"data/{name}": content for name, content in files.items()}))
     for given in (home / "tweets.js", home.parent, tmp_path / "x.zip"):
         done = run(given)
-        assert lines_of(tmp_path / "out") == [prepare.clean(long), other, "The first of many", *FILLER]
-        assert "completed 2 long posts" in done.out
+        assert lines_of(tmp_path / "out") == [
+            prepare.clean(long),
+            other,
+            "Lonely",
+            "The first of many",
+            *FILLER,
+        ]
+        assert "2 beginnings of long posts" in done.out
 
 
 def test_an_archive_holds_retweets_escapes_surrogates_and_null(tweets_of):
@@ -438,7 +445,7 @@ def test_several_files_are_joined_and_each_tweet_kept_once(command, write_csv, t
         done = command("prepare.py", *words, f"--data_dir={tmp_path / 'out'}")
         assert sorted(lines_of(tmp_path / "out")) == sorted(["both", *FILLER])
         meta = meta_of(tmp_path / "out")
-        assert [source["name"] for source in meta["sources"]] == ["a.csv", "b.csv"]
+        assert meta["sources"] == ["a.csv", "b.csv"]
         assert (meta["rows"], meta["dropped"]) == (42, {"duplicates": 1})
         assert "42 rows of a.csv, b.csv" in done.out
 
@@ -547,8 +554,8 @@ def test_the_sample_is_written_as_documented(prepared, tokenizer):
     assert meta["tweets"] == len(tweets) == meta["rows"] - sum(meta["dropped"].values())
     assert {"retweets", "duplicates", "empty"} <= meta["dropped"].keys()
     assert (meta["tokenizer"], meta["leading_space"]) == ("gpt2", True)
-    assert [source["name"] for source in meta["sources"]] == ["sample_tweets.csv"]
-    assert meta["train_sha256"] == prepare.sha256(folder / "train.bin")
+    assert meta["sources"] == ["sample_tweets.csv"]
+    assert meta["train_sha256"] == hashlib.sha256((folder / "train.bin").read_bytes()).hexdigest()
 
 
 def test_the_same_tweets_under_another_name_are_the_same_tokens(prepared, run, repo, tmp_path):
@@ -623,11 +630,11 @@ def test_without_input_the_tweets_are_fetched_once_or_the_sample_is_used_aloud(c
     assert done.code == 0, done.err
     [source] = meta_of(data)["sources"]
     if problem:
-        assert source["name"] == "sample_tweets.csv"
+        assert source == "sample_tweets.csv"
         told = done.err.splitlines()[-1]
-        assert all(word in told for word in (problem, source["name"], prepare.KAGGLE_PAGE, str(data)))
+        assert all(word in told for word in (problem, source, prepare.KAGGLE_PAGE, str(data)))
     else:
-        assert (source["name"], lines_of(data)) == (prepare.CSV_NAME, FILLER)
+        assert (source, lines_of(data)) == (prepare.CSV_NAME, FILLER)
         (tmp_path / name).unlink()  # the second run uses the file that was kept
         assert command("prepare.py", f"--data_dir={data}", f"--download_url={url}").err == ""
     assert sorted({path.name for path in data.iterdir()} - {prepare.CSV_NAME}) == OUTPUTS
