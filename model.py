@@ -5,7 +5,7 @@
     model = GPT(GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128))
     logits, _ = model(idx)                             # idx: (B, T) int64 GPT-2 token ids; (B, T, V)
     _, loss = model(idx, targets)                      # nats per token
-    tokens = model.generate(idx, max_new_tokens=40)    # (B, T + 40)
+    tokens = model.generate(idx, max_new_tokens=40)    # (B, T + 40), or fewer if all texts end before
     model = GPT.load("out/best.pt")
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
@@ -30,6 +30,11 @@ import torch.nn.functional as F
 from config import UserError, written_whole
 
 CHECKPOINT_FORMAT = 2
+# what torch and Python raise for a file that is no checkpoint, or that does not fit its own config
+UNUSABLE = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError),
+    pickle.UnpicklingError,
+)
 END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tweet begins
 LOSS_CHUNK = 128  # positions whose logits are made at a time: they fit the cache, which is twice as fast
 MAX_PIECES = 24  # of a token's spelling
@@ -435,58 +440,44 @@ class GPT(nn.Module):
     # --- from probabilities to text ---------------------------------------------------------------
 
     @torch.inference_mode()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0,
-                 stop_token=None, banned=(), generator=None):  # fmt: skip
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, banned=(),
+                 generator=None):  # fmt: skip
         """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new).
 
-        Each token is drawn as `choose` says, never one of `banned`. Once a row has produced `stop_token`,
-        it repeats it, and all ends when all rows have; a text does not end before it has begun.
-
-        Keys and values are kept, so each step reads one token. Positions are learned only up to
-        block_size: when the cache is full, the newest half is read again, and generation continues.
+        Each token is drawn as `choose` says, never one of `banned`. A row that has ended with <|endoftext|>
+        repeats it, until all rows have. Keys and values are kept, so each step reads one token. Positions are
+        learned only up to block_size: when the cache is full, the newest half is read again.
         """
         config, head = self.config, self.vocabulary.head()
-        shape = (
-            config.n_layer,
-            2,
-            len(idx),
-            config.n_head,
-            config.block_size,
-            config.n_embd // config.n_head,
-        )
+        size = config.block_size
+        shape = (config.n_layer, 2, len(idx), config.n_head, size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
-        finished = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
-        window, start = (
-            idx[:, -config.block_size :],
-            0,
-        )  # what the next token depends on, what of it is cached
+        ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
+        window, start = idx[:, -size:], 0  # what the next token depends on, and how much of it is cached
         for _ in range(max_new_tokens):
             hidden = self.read(window, cache, start)[:, -1]  # (B, C)
             logits = self.vocabulary.logits(hidden, head)  # (B, V)
             logits[:, list(banned)] = -math.inf
-            if stop_token is not None:
-                begun = idx[:, -1] != stop_token
-                logits[:, stop_token] = logits[:, stop_token].where(begun | finished[:, 0], -math.inf)
             token = choose(logits, temperature, top_k, top_p, min_p, generator)  # (B, 1)
-            if stop_token is not None:
-                token = token.where(~finished, stop_token)
-                finished |= token == stop_token
-            idx = torch.cat([idx, token], 1)
-            if stop_token is not None and bool(finished.all()):
+            token = token.where(~ended, END_OF_TEXT)
+            ended |= token == END_OF_TEXT
+            idx, start = torch.cat([idx, token], 1), window.shape[1]
+            if bool(ended.all()):
                 break
-            start = window.shape[1]
-            if start == config.block_size:  # full: read the newest half anew
-                start = 0
-                window = idx[:, -max(config.block_size // 2, 1) :]
+            if start == size:
+                start, window = 0, idx[:, -max(size // 2, 1) :]
             else:
-                window = idx[:, -(start + 1) :]
+                window = idx[:, -start - 1 :]
         return idx
 
     # --- from and to files ------------------------------------------------------------------------
 
-    def checkpoint(self, **notes):
-        """A dictionary of plain values and tensors that `from_checkpoint` makes the model from again."""
-        return {
+    def save(self, path, **notes):
+        """Write config, weights and what the tables are made from to `path`, whole or not at all.
+
+        notes: plain values, tensors, and lists and dictionaries of these, kept beside the weights.
+        """
+        saved = {
             "format": CHECKPOINT_FORMAT,
             "config": dataclasses.asdict(self.config),
             "model": {name: tensor.float() for name, tensor in self.state_dict().items()},
@@ -494,28 +485,28 @@ class GPT(nn.Module):
             "tables": self.tables,
             "notes": notes,
         }
-
-    def save(self, path, **notes):
-        """Write the checkpoint to `path`, whole or not at all; `notes` are plain values."""
         with written_whole(path, "wb") as file:
-            torch.save(self.checkpoint(**notes), file)
+            torch.save(saved, file)
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """Read what `save` wrote; `model.notes` holds the notes. Raises UserError if it is no such file."""
-        return cls.from_checkpoint(read_checkpoint(path), path).to(device).eval()
+        """Read what `save` wrote, running no code from it; `model.notes` holds the notes.
 
-    @classmethod
-    def from_checkpoint(cls, saved, path):
-        """The model in what read_checkpoint gave for `path`; UserError if that does not fit together."""
+        Raises UserError if there is no such file, or if it is damaged or something else.
+        """
         try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if dict(saved)["format"] != CHECKPOINT_FORMAT:
+                raise ValueError(f"its format is {saved['format']}, not {CHECKPOINT_FORMAT}")
             model = cls(GPTConfig(**saved["config"]), saved["tokens"], saved["tables"])
             model.load_state_dict(saved["model"])
             model.notes = dict(saved["notes"])
-        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        except FileNotFoundError:
+            raise UserError(f"there is no checkpoint {path}; run train.py first") from None
+        except UNUSABLE as error:
             why = str(error).split("\n")[0]
-            raise UserError(f"{path} does not hold a model that fits its config: {why}") from None
-        return model
+            raise UserError(f"{path} is cut off or no checkpoint of this program: {why}") from None
+        return model.to(device).eval()
 
     @classmethod
     @torch.no_grad()
@@ -604,19 +595,6 @@ def choose(logits, temperature, top_k, top_p, min_p, generator):
     draw = torch.rand(len(probs), 1, generator=generator, device=probs.device)
     drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
     return drawn.clamp(max=probs.shape[-1] - 1)  # rounding must not step past the last one
-
-
-def read_checkpoint(path):
-    """The dictionary in a checkpoint, on the CPU; no code from it is run. Raises UserError if it is none."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no checkpoint {path}; run train.py first") from None
-    except (RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is cut off or no checkpoint: {str(error).split(chr(10))[0]}") from None
-    if not isinstance(found, dict) or found.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this program (format {CHECKPOINT_FORMAT})")
-    return found
 
 
 def choose_device(name):

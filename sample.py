@@ -119,7 +119,7 @@ def write(model, tokenizer, known, prompt, settings, generator):
     for _ in range(MAX_ROUNDS * math.ceil(settings.num_samples / BATCH)):
         rows = model.generate(
             idx.expand(min(missing, BATCH), -1), settings.max_new_tokens, settings.temperature,
-            settings.top_k, settings.top_p, settings.min_p, END_OF_TEXT, [CUT_OFF], generator,
+            settings.top_k, settings.top_p, settings.min_p, [CUT_OFF], generator,
         )  # fmt: skip
         for row in rows[:, 1:].tolist():
             tweet = tokenizer.decode(row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row).strip()

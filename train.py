@@ -80,7 +80,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import GPT, GPTConfig, choose_device, describe, read_checkpoint
+from model import GPT, GPTConfig, choose_device, describe
 from prepare import token_texts
 
 FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
@@ -98,15 +98,16 @@ def main(settings):
     model = DistributedDataParallel(run.model, broadcast_buffers=False) if world_size > 1 else run.model
     model = torch.compile(model) if settings.compile else model
     signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
-    bar = tqdm(
-        total=run.max_iters, initial=run.iteration, disable=True if rank else None
-    )  # None: no terminal
+    hide = True if rank else None  # None: where there is no terminal
+    bar = tqdm(total=run.max_iters, initial=run.iteration, disable=hide)
     began = time.perf_counter()
     while True:
         if run.is_due():
             seconds = time.perf_counter() - began  # of training since the last evaluation
             val_loss = evaluate(run.model, val_data) if rank == 0 else 0.0
-            val_loss, train_loss = add_up([val_loss, run.train_loss() / world_size], device)
+            n_iters = run.iteration - (run.evaluated or 0)
+            train_loss = float(run.loss_sum) / n_iters / world_size if n_iters else math.nan
+            val_loss, train_loss = add_up([val_loss, train_loss], device)
             bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / meta["val_bytes"]
             run.record(train_loss, val_loss, bits_per_byte, seconds, time.perf_counter() - began)
             if rank == 0 and run.iteration:
@@ -277,22 +278,21 @@ class Run:
         torch.manual_seed(settings.seed)
         self.settings, self.out_dir = settings, pathlib.Path(settings.out_dir)
         self.dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
-        self.n_tokens = len(train_data)
         self.tokens_per_iter = (
             settings.batch_size * settings.gradient_accumulation_steps * settings.block_size
         )
-        epochs = math.ceil(settings.epochs * self.n_tokens / self.tokens_per_iter)
-        self.max_iters = settings.max_iters or epochs
-        saved = self.read_last(train_data) if settings.init_from == "resume" else None
-        self.is_new = not saved
-        model = GPT.from_checkpoint(saved, "last.pt") if saved else make_model(settings, train_data)
-        self.model = model.to(device)
+        self.iters_per_epoch = len(train_data) / self.tokens_per_iter
+        self.max_iters = settings.max_iters or math.ceil(settings.epochs * self.iters_per_epoch)
+        self.is_new = settings.init_from != "resume"
+        self.model = make_model(settings, train_data) if self.is_new else self.read_last(train_data)
+        self.model.to(device)
         self.optimizers = make_optimizers(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
         self.iteration = 0  # steps done
-        self.loss_sum = torch.zeros((), device=device)  # since the last evaluation; reading it stalls a GPU
         self.history = []  # the rows of loss.csv
-        if saved:
+        self.loss_sum = torch.zeros((), device=device)  # since the last evaluation; reading it stalls a GPU
+        if not self.is_new:
+            saved = self.model.notes
             self.iteration, self.history = saved["iteration"], saved["history"]
             self.loss_sum += saved["loss_sum"].to(device)
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -301,31 +301,30 @@ class Run:
                 self.scaler.load_state_dict(saved["scaler"])
 
     def read_last(self, train_data):
-        """What last.pt holds; raises UserError if it belongs to another run."""
+        """The model in last.pt, whose notes hold the rest; raises UserError if it belongs to another run."""
         path = self.out_dir / "last.pt"
-        saved = read_checkpoint(path)
-        if "settings" not in saved:
+        model = GPT.load(path)
+        before, now = model.notes.get("settings"), dataclasses.asdict(self.settings)
+        if before is None:
             raise UserError(f"{path} holds weights only; a run is resumed from its last.pt")
-        before, now = saved["settings"], dataclasses.asdict(self.settings)
         changed = [key for key in now if now[key] != before.get(key) and key not in FREE_TO_CHANGE]
-        if changed:
-            shown = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
-            raise UserError(f"cannot resume {path}: {shown}; give the same preset and flags, or start anew")
-        if not np.array_equal(saved["tokens"].numpy(), train_data):
+        why = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
+        fix = "give the same preset and flags" if changed else ""
+        if not fix and not np.array_equal(model.tokens.numpy(), train_data):
             why = f"it was trained on other tweets than those in {self.settings.data_dir}"
-            raise UserError(f"cannot resume {path}: {why}; set data_dir to theirs, or start anew")
-        if saved["iteration"] > self.max_iters:
-            done = f"{saved['iteration']:,} iterations are done, of {self.max_iters:,}"
-            raise UserError(f"cannot resume {path}: {done}; raise max_iters or epochs, or start anew")
-        return saved
+            fix = "set data_dir to theirs"
+        if not fix and (done := model.notes["iteration"]) > self.max_iters:
+            why, fix = f"{done:,} iterations are done, of {self.max_iters:,}", "raise max_iters or epochs"
+        if fix:
+            raise UserError(f"cannot resume {path}: {why}; {fix}, or start anew")
+        return model
 
     def describe(self):
         n_parameters = sum(p.numel() for p in self.model.parameters())
-        n_epochs = self.max_iters * self.tokens_per_iter / self.n_tokens
         return (
             f"device {self.loss_sum.device}, dtype {self.dtype}; {n_parameters:,} parameters\n"
-            f"{self.n_tokens:,} training tokens, {self.tokens_per_iter:,} an iteration; "
-            f"{self.max_iters:,} iterations: {n_epochs:.1f} epochs"
+            f"{len(self.model.tokens):,} training tokens, {self.tokens_per_iter:,} an iteration; "
+            f"{self.max_iters:,} iterations: {self.max_iters / self.iters_per_epoch:.1f} epochs"
         )
 
     @property
@@ -349,11 +348,6 @@ class Run:
         since_best = len(self.history) - 1 - self.history.index(self.best)
         return self.iteration == self.max_iters or 0 < self.settings.patience <= since_best
 
-    def train_loss(self):
-        """The mean loss of the iterations since the last evaluation, in nats per token."""
-        n = self.iteration - (self.evaluated or 0)
-        return float(self.loss_sum) / n if n else math.nan
-
     def record(self, train_loss, val_loss, bits_per_byte, seconds, elapsed):
         """Add a row to the history; raises UserError if the loss is no longer finite.
 
@@ -362,15 +356,16 @@ class Run:
         if not math.isfinite(val_loss):
             why = f"the loss became {val_loss} by iteration {self.iteration:,}; lower learning_rate"
             raise UserError(f"{why}. {self.out_dir}/last.pt is as it was saved last")
+        before = self.history[-1] if self.history else {"iter": 0, "elapsed_seconds": 0.0}
         row = {
             "iter": self.iteration,
-            "epoch": self.iteration * self.tokens_per_iter / self.n_tokens,
+            "epoch": self.iteration / self.iters_per_epoch,
             "train_loss": train_loss,
             "val_loss": val_loss,
             "bits_per_byte": bits_per_byte,
             "lr": learning_rate_at(self.iteration, self.max_iters, self.settings),
-            "tokens_per_second": (self.iteration - (self.evaluated or 0)) * self.tokens_per_iter / seconds,
-            "elapsed_seconds": elapsed + (self.history[-1]["elapsed_seconds"] if self.history else 0.0),
+            "tokens_per_second": (self.iteration - before["iter"]) * self.tokens_per_iter / seconds,
+            "elapsed_seconds": before["elapsed_seconds"] + elapsed,
         }
         self.history.append(row)
         self.loss_sum.zero_()
@@ -397,16 +392,16 @@ class Run:
             plot_losses(self.history, self.best, self.out_dir / "loss.png")
             if self.best["iter"] == self.iteration:
                 self.model.save(self.out_dir / "best.pt", **notes)
-        state = {
-            "settings": dataclasses.asdict(self.settings),
-            "iteration": self.iteration,
-            "loss_sum": self.loss_sum,
-            "history": self.history,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-        }
-        with written_whole(self.out_dir / "last.pt", "wb") as file:
-            torch.save(self.model.checkpoint(**notes) | state, file)
+        self.model.save(
+            self.out_dir / "last.pt",
+            **notes,
+            settings=dataclasses.asdict(self.settings),
+            iteration=self.iteration,
+            history=self.history,
+            loss_sum=self.loss_sum,
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            scaler=self.scaler.state_dict(),
+        )
 
 
 def set_aside(out_dir):

@@ -273,7 +273,7 @@ def sample(args):
     preset = GPT.load(out / "best.pt")
     known = TrainingTweets(tokenizer.decode(preset.tokens.tolist()))
     contenders = {
-        "ours": lambda: full.generate(prompt, **how),
+        "ours": lambda: full.generate(prompt, **how, banned=[END_OF_TEXT]),
         "transformers": lambda: theirs.generate(prompt, **all_64),
         "the preset": lambda: list(write(preset, tokenizer, known, "Tesla", Settings(), generator)),
     }

@@ -17,7 +17,7 @@ import pytest
 
 import train
 from config import load_settings
-from model import GPT, read_checkpoint
+from model import GPT
 
 
 def run(settings):
@@ -60,13 +60,13 @@ def test_a_run_survives_sigkill_at_any_moment(trained, repo, tmp_path, monkeypat
         ended = start(moment, out_dir=str(out), init_from=how)
         if (out / "loss.csv").exists():
             assert losses(out) == expected[: len(losses(out))]
-        for name, load in (("best.pt", GPT.load), ("last.pt", read_checkpoint)):
+        for name in ("best.pt", "last.pt"):
             if (out / name).exists():
-                load(out / name)
+                GPT.load(out / name)
         survived += not ended
         if ended:
             for name in ("best.pt", "last.pt"):
-                one, other = (read_checkpoint(folder / name)["model"] for folder in (whole, out))
+                one, other = (GPT.load(folder / name).state_dict() for folder in (whole, out))
                 assert all(one[key].equal(other[key]) for key in one)
             shutil.rmtree(out)  # begin again, for the next kills
 

@@ -204,13 +204,12 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(few, how, allowed):
     assert only or not torch.equal(tokens, draw(few, idx.expand(n, -1), seed=2, **how)[:, -1])
 
 
-def test_a_stopped_row_is_filled_with_the_stop_token(few):
-    idx, stop = torch.tensor([[1, 2, 3], [1, 2, 0]]).repeat(8, 1), 0  # half of them end with the stop token
-    stopped = draw(few, idx, 400, temperature=2.0, stop_token=stop)
-    assert (stopped[:, 3] != stop)[1::2].all()  # a text does not end before it has begun
-    ends = [row.index(stop) for row in stopped[:, 3:].tolist()]
-    assert all(set(row[end:]) == {stop} for row, end in zip(stopped[:, 3:].tolist(), ends, strict=True))
-    assert len(set(ends)) > 1 and stopped.shape[1] == 3 + max(ends) + 1  # it ends as soon as all rows have
+def test_a_row_that_has_ended_is_filled_with_the_end(few, monkeypatch):
+    monkeypatch.setattr("model.END_OF_TEXT", 0)
+    tokens = draw(few, torch.tensor([[1, 2, 3]] * 16), 400, temperature=2.0)[:, 3:].tolist()
+    ends = [row.index(0) for row in tokens]
+    assert all(set(row[end:]) == {0} for row, end in zip(tokens, ends, strict=True))
+    assert len(set(ends)) > 1 and len(tokens[0]) == max(ends) + 1  # no longer than the longest
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])

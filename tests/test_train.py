@@ -215,13 +215,13 @@ def test_half_precision_trains_alike_and_resumes_exactly(losses_of, train, tmp_p
     exact, half = (losses_of(*flags, f"--dtype={name}") for name in ("float32", dtype))
     for name in ("train_loss", "val_loss"):
         assert half[-1][name] == pytest.approx(exact[-1][name], rel=0.02)
-    scaler = torch.load(tmp_path / "out" / "last.pt", weights_only=True)["scaler"]
+    scaler = torch.load(tmp_path / "out" / "last.pt", weights_only=True)["notes"]["scaler"]
     assert bool(scaler) == (dtype == "float16")
     at_forward(30, lambda: signal.raise_signal(signal.SIGTERM))
     assert train(*flags, f"--dtype={dtype}").code == 128 + signal.SIGTERM
     resumed = losses_of(*flags, f"--dtype={dtype}", "--init_from=resume")
     assert without_clock(resumed) == without_clock(half)
-    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["scaler"] == scaler
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["notes"]["scaler"] == scaler
 
 
 @pytest.mark.long
