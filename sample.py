@@ -17,6 +17,7 @@ import re
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 
 from config import UserError, errors_in_one_line, load_settings, printable, setting, written_whole
 
@@ -25,13 +26,12 @@ from config import UserError, errors_in_one_line, load_settings, printable, sett
 class Settings:
     start: str = setting("", "how the tweets begin; FILE:path reads it from a file", group="what to write")
     num_samples: int = setting(10, "how many tweets to write", low=1)
+    candidates: int = setting(4, "of so many drawn for each tweet, keep the most coherent", low=1)
     max_new_tokens: int = setting(100, "the longest continuation, in tokens", low=1)
     interactive: bool = setting(False, "read prompts from standard input, one per line")
     min_novelty: float = setting(0.0, "redraw tweets of which less than this is new", low=0, high=1)
 
-    temperature: float = setting(
-        0.8, "below 1 is safer, above 1 wilder; 0: the likeliest", low=0, group="how"
-    )
+    temperature: float = setting(0.8, "below 1 safer, above 1 wilder; 0: the likeliest", low=0, group="how")
     min_p: float = setting(0.1, "drop tokens less likely than this times the likeliest", low=0, high=1)
     top_k: int = setting(0, "draw among the k likeliest tokens; 0 for all", low=0)
     top_p: float = setting(1.0, "of these, the fewest whose probabilities add up to this", low=0, high=1)
@@ -53,7 +53,7 @@ import torch
 from model import GPT, choose_device
 from prepare import END_OF_TEXT, MAX_CHARS, encode, load_tokenizer, vocabulary_files
 
-BATCH = 100  # samples at a time, so that memory does not grow with their number
+BATCH = 25  # tweets at a time, so that memory does not grow with their number
 MAX_ROUNDS = 20  # of drawing anew what was rejected
 GRAM = 4  # words
 CUT_OFF = 3926  # " …", which prepare.py leaves where the source cut a tweet off: no way to end one
@@ -92,10 +92,7 @@ def read_prompt(start):
     """The text that the tweets begin with: `start` itself, or for FILE:path what that file holds."""
     if start.startswith("FILE:"):
         path = pathlib.Path(start.removeprefix("FILE:").strip())
-        try:
-            start = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"start: the prompt {path} cannot be read as UTF-8 text: {error}") from None
+        start = path.read_text(encoding="utf-8-sig", errors="replace")
     if len(start) > MAX_CHARS:
         raise UserError(f"start: {len(start):,} characters are more than a post may have, {MAX_CHARS:,}")
     return " ".join(start.split())
@@ -107,8 +104,10 @@ def read_prompt(start):
 def write(model, tokenizer, known, prompt, settings, generator):
     """Yield num_samples of (tweet, novelty, the training tweet that holds all of it or None).
 
-    Drawn anew is a tweet that adds nothing to the prompt, that was written already, that is less new than
-    asked for, or that holds half a character.
+    Each is the most coherent of `candidates`. Out of question are those that add nothing to the prompt, that
+    were written already, that are less new than asked for, that hold half a character, or a token twice in a
+    row as no training tweet does: trained with noise, the model takes its own last token for noise at times,
+    and says it again.
     """
     idx = torch.tensor([[END_OF_TEXT, *encode(tokenizer, prompt)]], device=generator.device)
     n_prompt, block_size = idx.shape[1] - 1, model.config.block_size
@@ -118,13 +117,22 @@ def write(model, tokenizer, known, prompt, settings, generator):
     written, missing = {prompt}, settings.num_samples
     for _ in range(MAX_ROUNDS * math.ceil(settings.num_samples / BATCH)):
         rows = model.generate(
-            idx.expand(min(missing, BATCH), -1), settings.max_new_tokens, settings.temperature,
-            settings.top_k, settings.top_p, settings.min_p, [CUT_OFF], generator,
+            idx.expand(min(missing, BATCH) * settings.candidates, -1), settings.max_new_tokens,
+            settings.temperature, settings.top_k, settings.top_p, settings.min_p, [CUT_OFF], generator,
         )  # fmt: skip
-        for row in rows[:, 1:].tolist():
-            tweet = tokenizer.decode(row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row).strip()
-            novelty, source = known.compare(tweet)
-            if tweet not in written and novelty >= settings.min_novelty and "\ufffd" not in tweet:
+        drawn = list(zip(coherence(model, rows).tolist(), rows[:, 1:].tolist(), strict=True))
+        for first in range(0, len(drawn), settings.candidates):
+            found = []
+            for score, row in drawn[first : first + settings.candidates]:
+                row = row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row
+                tweet = tokenizer.decode(row).strip()
+                doubled = [tokenizer.decode(pair) for pair in pairwise(row[n_prompt:]) if pair[0] == pair[1]]
+                is_sound = "\ufffd" not in tweet and all(text in known.text for text in doubled)
+                if is_sound and tweet not in written:
+                    novelty, source = known.compare(tweet)
+                    found += [(score, tweet, novelty, source)] if novelty >= settings.min_novelty else []
+            if found:
+                _, tweet, novelty, source = max(found, key=lambda candidate: candidate[0])
                 written.add(tweet)
                 missing -= 1
                 yield tweet, novelty, source
@@ -133,12 +141,29 @@ def write(model, tokenizer, known, prompt, settings, generator):
     print(f"gave up on {missing} tweets; lower min_novelty or raise temperature", file=sys.stderr)
 
 
+@torch.inference_mode()
+def coherence(model, rows):
+    """How well each row's tokens fit what precedes them: (B, T) -> (B,), in nats per token.
+
+    That is the mean of ln p(token | those before it) - ln p(token), where p(token) is how frequent it is in
+    the training tweets, so that what merely is frequent gains nothing. After Li et al. 2016, "A
+    Diversity-Promoting Objective Function for Neural Conversation Models".
+    """
+    seen = rows[:, : model.config.block_size + 1]
+    idx, targets = seen[:, :-1], seen[:, 1:]
+    is_text = (idx != END_OF_TEXT) | (torch.arange(idx.shape[1], device=idx.device) == 0)
+    losses = model.vocabulary.loss(model.read(idx).flatten(0, 1), targets.flatten()).view_as(targets)
+    counts = torch.bincount(model.tokens.long(), minlength=model.config.vocab_size) + 0.5
+    gain = -losses - (counts / counts.sum()).log()[targets]
+    return (gain * is_text).sum(1) / is_text.sum(1)
+
+
 class TrainingTweets:
     """The tweets that a model was trained on, to tell what it copies."""
 
     def __init__(self, text):
         """text: all of them, each after an <|endoftext|>."""
-        self.tweets = text.split("<|endoftext|>")
+        self.text, self.tweets = text, text.split("<|endoftext|>")
         self.words = "\n".join(f" {' '.join(words(tweet))} " for tweet in self.tweets)
 
     def compare(self, tweet):
@@ -161,13 +186,12 @@ def words(text):
 
 def keep(lines, start, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
-    how = ("max_new_tokens", "min_novelty", "temperature", "min_p", "top_k", "top_p", "seed")
+    how = ("candidates", "max_new_tokens", "min_novelty", "temperature", "min_p", "top_k", "top_p", "seed")
     flags = " ".join(f"--{name}={getattr(settings, name)}" for name in how)
+    header = f"# a model's parody, nobody's words: --start={start!r} {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(
-            "\n".join([f"# a model's parody, nobody's words: --start={start!r} {flags}", *lines, "", ""])
-        )
+        file.write("\n".join([header, *lines, "", ""]))
 
 
 # --- looking inside -------------------------------------------------------------------------------
@@ -193,27 +217,17 @@ def plot_attention(model, tokenizer, ids, path):
             panel.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
             panel.set_xticks(range(T), labels, rotation=90, fontsize=7, parse_math=False)
             panel.set_yticks(range(T), labels, fontsize=7, parse_math=False)
-    figure.suptitle(
-        "How much each token (a row) looks at itself and those before it (the columns)", fontsize=10
-    )
+    title = "How much each token (a row) looks at itself and those before it (the columns)"
+    figure.suptitle(title, fontsize=10)
     figure.colorbar(image, ax=axes, label="attention (each row sums to 1)", shrink=0.8)
     with written_whole(path, "wb") as file:
         figure.savefig(file, dpi=100, format="png")
 
 
 def label(tokenizer, token):
-    """A token's text for a plot: what the font cannot draw is written as its code points or bytes."""
-    from matplotlib import font_manager
-
-    if token == END_OF_TEXT:
-        return "<start>"
-    raw = tokenizer.decode_single_token_bytes(token)
-    try:
-        text = raw.decode().strip() or "space"
-    except UnicodeDecodeError:  # a part of a character
-        return raw.strip().hex(" ")
-    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    return "".join(c if font.get_char_index(ord(c)) else f"U+{ord(c):04X}" for c in text)
+    """A token's text for a plot; characters that its font lacks, such as emoji, by their code points."""
+    text = "<start>" if token == END_OF_TEXT else tokenizer.decode([token]).strip() or "space"
+    return "".join(c if c < "\u2e80" else f"U+{ord(c):04X}" for c in text)
 
 
 # --- the way out ----------------------------------------------------------------------------------
@@ -227,10 +241,9 @@ def export(model, folder):
     with separate_tweets gives the same logits there for a single tweet.
     """
     config = model.config
-    if config.compact_vocab:
-        raise UserError(
-            "export: a GPT-2 has no compact vocabulary; train with --compact_vocab=False --spelling=0"
-        )
+    if config.compact_vocab or config.n_before:
+        fix = "train with --compact_vocab=False --spelling=0 --n_before=0"
+        raise UserError(f"export: a GPT-2 has no compact vocabulary and no n_before; {fix}")
     if folder.exists():
         raise UserError(f"export: {folder} already exists; name a new folder")
     try:

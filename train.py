@@ -246,7 +246,7 @@ def train_step(run, model, data, rank=0, world_size=1):
 
 
 @torch.inference_mode()
-def evaluate(model, data, batch_size=512):
+def evaluate(model, data, batch_size=32):
     """The val loss over all of `data`, in nats per token, in float32 and without dropout.
 
     Every token but the first is scored once: windows advance by half a block, and each but the first scores

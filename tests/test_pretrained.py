@@ -107,8 +107,8 @@ def test_relatives_of_gpt2_and_damaged_folders_are_refused(peer, tmp_path):
 
 
 def test_an_exported_folder_gives_transformers_the_same(prepared, command, the_error, tmp_path):
-    flags = [*TINY, f"--data_dir={prepared.folder}", f"--out_dir={tmp_path}", "--n_layer=1", "--n_head=2"]
-    assert command("train.py", *flags, "--n_embd=16", "--separate_tweets").code == 0
+    flags = ["config/elon.py", *TINY, f"--data_dir={prepared.folder}", f"--out_dir={tmp_path}", "--n_embd=16"]
+    assert command("train.py", *flags, "--compact_vocab=False", "--spelling=0", "--n_before=0").code == 0
     folder = tmp_path / "exported" / "gpt"
     export = ["sample.py", f"--out_dir={tmp_path}", f"--export={folder}"]
     done = command(*export)
