@@ -5,10 +5,10 @@
     python tests/bench.py --quick                                                # does it run at all?
 
 quality: bits per byte of the held-out tweets for three seeds, and the CPU seconds until there, beside
-         compressors, n-grams and nanoGPT
+         a 5-gram and nanoGPT
 train:   tokens a second and peak memory
 sample:  seconds for ten tweets, and until `python sample.py` prints its first
-prepare: seconds and peak memory for up to a million tweets, and the tokenizer alone
+prepare: seconds and peak memory for up to a million tweets
 
 Prints a table a part and merges the figures into out/bench.json; quality also draws out/bench.png. nanoGPT
 runs as it is, from a checkout (--nanogpt=DIR), or is left out. Leave the machine alone meanwhile. Needs
@@ -16,14 +16,12 @@ Linux, which tells a process's CPU time and memory under /proc.
 """
 
 import argparse
-import bz2
 import collections
 import contextlib
 import importlib.util
 import io
 import itertools
 import json
-import lzma
 import math
 import os
 import pathlib
@@ -40,13 +38,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from model import GPT, GPTConfig
-from prepare import END_OF_TEXT, VOCAB_SIZE, encode, encode_tweets, held_out, load_tokenizer, vocabulary_files
+from prepare import END_OF_TEXT, VOCAB_SIZE, encode, load_tokenizer
 from sample import Settings, TrainingTweets, write
 from train import choose_dtype
 
@@ -69,10 +67,8 @@ NANOGPT = {
 def quality(args):
     """Bits per byte of the held-out tweets, and the CPU seconds until there."""
     train, val, bits = read_data(args)
-    rows = [row(name, level, "bits/byte") for name, level in compressors(args).items()]
-    for order in (1, 2, 3, 5):
-        five_gram = kneser_ney(train.tolist(), val.tolist(), order) * bits  # in the end
-        rows.append(row(f"{order}-gram, Kneser-Ney", five_gram, "bits/byte"))
+    five_gram = kneser_ney(train.tolist(), val.tolist(), 5) * bits
+    rows = [row("5-gram, Kneser-Ney", five_gram, "bits/byte")]
     curves, goals = {}, {"the 5-gram's level": five_gram}
     if args.nanogpt:
         curve = curves["nanoGPT"] = nanogpt_curve(args)
@@ -91,7 +87,6 @@ def quality(args):
         levels, times = [p["bits_per_byte"] for p in history], [cpu[p["iter"]] for p in history]
         curves[f"ours, seed {seed}"] = {"cpu": times, "bits": levels}
         figures["best.pt", "bits/byte"].append(score(model.log_probs, val, model.config.block_size) * bits)
-        figures["the same by train.py's own account", "bits/byte"].append(min(levels[1:]))
         figures["end of the run", "bits/byte"].append(levels[-1])
         figures["a whole run", "seconds"].append(lines[-1].wall)
         figures["a whole run", "CPU seconds"].append(lines[-1].cpu)
@@ -101,17 +96,6 @@ def quality(args):
     rows += [row(f"ours: {name}", values, unit) for (name, unit), values in figures.items()]
     plot(curves, five_gram, args.out_dir / f"{args.name}.png")
     return {"rows": rows, "curves": curves}
-
-
-def compressors(args):
-    """Bits per byte of the held-out tweets for xz and bzip2 when they have just read the training tweets."""
-    tweets = read_tweets(args)
-    train, val = ("".join(f"{t}\n" for t in tweets if held_out(t) == side).encode() for side in (False, True))
-    packers = {"xz -9e": lambda b: lzma.compress(b, preset=9 | lzma.PRESET_EXTREME), "bzip2 -9": bz2.compress}
-    return {
-        f"{name}, given the training tweets": 8 * (len(pack(train + val)) - len(pack(train))) / len(val)
-        for name, pack in packers.items()
-    }
 
 
 def kneser_ney(train, val, order):
@@ -185,11 +169,8 @@ def nanogpt_curve(args):
 def plot(curves, five_gram, path):
     """Bits per byte against CPU seconds, the time on a log scale."""
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(
-        xscale="log",
-        xlabel="CPU seconds since the start (log scale)",
-        ylabel="bits per byte of held-out tweets (lower is better)",
-    )
+    axes = figure.add_subplot(xscale="log", xlabel="CPU seconds since the start (log scale)")
+    axes.set_ylabel("bits per byte of held-out tweets (lower is better)")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.axhline(five_gram, color="tab:gray", linestyle="--", label=f"5-gram: {five_gram:.3f}")
     for name, curve in curves.items():
@@ -297,8 +278,9 @@ def sample(args):
 
 
 def prepare(args):
-    """Seconds and memory of prepare.py for ever more tweets, and the tokenizer beside a peer's."""
-    real, rows = read_tweets(args), []
+    """Seconds and memory of prepare.py for ever more tweets."""
+    rows, processed = [], args.data_dir / "processed.txt"
+    real = processed.read_text(encoding="utf-8").split("\n")[:-1]
     for size in few(args, (10_000, 100_000, 1_000_000), (1_000, 2_000, 4_000)):
         source = args.scratch / f"{size}.csv"
         texts = (f"@someone {tweet} {n} https://t.co/x" for n, tweet in enumerate(itertools.cycle(real)))
@@ -307,20 +289,7 @@ def prepare(args):
         runs = [list(watch(command))[-1] for _ in range(few(args, 3, 1))]
         rows.append(row(f"{size:,} tweets", median(line.wall for line in runs), "seconds"))
         rows.append(row(f"{size:,} tweets", max(line.peak for line in runs), "MB at the peak"))
-
-    tokenizer, tweets = load_tokenizer(), real * few(args, 20, 1)
-    merges, vocabulary = vocabulary_files()
-    peer, spaced = GPT2TokenizerFast(vocabulary, merges), [f" {tweet}" for tweet in tweets]
-    contenders = {
-        "ours": lambda: encode_tweets(tokenizer, tweets),
-        "GPT2TokenizerFast": lambda: peer(spaced, return_attention_mask=False)["input_ids"],
-    }
-    ours, theirs = (go() for go in contenders.values())
-    if ours.tolist() != [i for ids in theirs for i in (END_OF_TEXT, *ids)]:
-        raise SystemExit("bench.py: error: the two tokenizers disagree, so their speeds do not compare")
-    seconds = alternate(contenders, few(args, 5, 1))
-    speed = {name: len(ours) / seconds[name] for name in seconds}
-    return {"rows": rows + compared("tokenizing", speed, "tokens/s")}
+    return {"rows": rows}
 
 
 # --- the contenders -------------------------------------------------------------------------------
@@ -402,10 +371,6 @@ def read_data(args):
     train, val = (np.fromfile(args.data_dir / f"{name}.bin", "<u2") for name in ("train", "val"))
     meta = json.loads((args.data_dir / "meta.json").read_text(encoding="utf-8"))
     return train, val, 1 / math.log(2) / meta["val_bytes"]
-
-
-def read_tweets(args):
-    return (args.data_dir / "processed.txt").read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def few(args, full, quick):
