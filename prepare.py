@@ -122,8 +122,9 @@ def main(settings):
         tweets, bins = clean_tweets(rows, settings, counts), {"train": train_bin, "val": val_bin}
         while batch := list(itertools.islice(tweets, BATCH_TWEETS)):
             processed.writelines(tweet + "\n" for tweet in batch)
+            sides = ["val" if held_out(tweet) else "train" for tweet in batch]
             for name, file in bins.items():
-                part = [tweet for tweet in batch if held_out(tweet) == (name == "val")]
+                part = [tweet for tweet, side in zip(batch, sides, strict=True) if side == name]
                 file.write(encode_tweets(tokenizer, part).tobytes())
                 counts["tweets"][name] += len(part)
                 # a byte more for what ends a tweet, because <|endoftext|> is scored too

@@ -4,13 +4,16 @@ import io
 import json
 import re
 import shutil
+import types
 
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 import prepare
 import sample as sampling
+from model import GPT, GPTConfig
 
 SHORT = ["--num_samples=3", "--max_new_tokens=6"]
 NASTY = "\x1b[2J\x07\u202egnp.exe\u2066\x9b31m"
@@ -41,8 +44,8 @@ def sample(command, out):
 
 
 @pytest.fixture(scope="module")
-def parrot(command, trained, tmp_path_factory):
-    """sample.py with a model that has learnt BY_HEART."""
+def parrot_folder(command, trained, tmp_path_factory):
+    """A folder with a model that has learnt BY_HEART."""
     folder = tmp_path_factory.mktemp("parrot")
     tokens = [[50256, *prepare.encode(prepare.load_tokenizer(), tweet)] for tweet in BY_HEART]
     for name in ("train", "val"):
@@ -51,7 +54,13 @@ def parrot(command, trained, tmp_path_factory):
     flags = [*trained.flags, f"--data_dir={folder}", f"--out_dir={folder}", "--noise=0", "--dropout=0"]
     done = command("train.py", *flags, "--max_iters=120", "--eval_interval=120", "--learning_rate=0.03")
     assert done.code == 0, done.err
-    return lambda *flags, **how: command("sample.py", f"--out_dir={folder}", *flags, **how)
+    return folder
+
+
+@pytest.fixture
+def parrot(command, parrot_folder):
+    """sample.py with the model that has learnt BY_HEART."""
+    return lambda *flags, **how: command("sample.py", f"--out_dir={parrot_folder}", *flags, **how)
 
 
 def test_a_user_elsewhere_without_network_and_with_a_terminal_without_emoji(shell, out, repo):
@@ -92,6 +101,32 @@ def test_the_same_seed_gives_the_same_tweets(sample):
     first = sample("--start=The", "--temperature=2", "--seed=1").out
     assert sample("--start=The", "--temperature=2", "--seed=1").out == first
     assert sample("--start=The", "--temperature=2", "--seed=99").out != first
+
+
+def as_rows(tokenizer, texts):
+    """(texts, 12) ids as `generate` gives them, each text after and before <|endoftext|>."""
+    ids = [[50256, *tokenizer.encode_ordinary(text)] for text in texts]
+    return torch.tensor([row + [50256] * (12 - len(row)) for row in ids])
+
+
+def test_coherence_tells_words_in_their_order_from_others(parrot_folder):
+    tokenizer, model = prepare.load_tokenizer(), GPT.load(parrot_folder / "best.pt")
+    texts = [f" {BY_HEART[0]}", " over fox quick The it brown jumps", " again it goes again So it"]
+    heart, *shuffled = sampling.coherence(model, as_rows(tokenizer, texts)).tolist()
+    assert heart > max(shuffled) + 1
+
+
+def test_the_most_coherent_candidate_is_written_that_is_sound_and_new(monkeypatch):
+    """A token said twice is an artefact, unless the author does it too."""
+    tokenizer = prepare.load_tokenizer()
+    texts = [" no no", " fine", " better", " better", " ha ha", " fine", "", " half \ufffd", " last"]
+    rows, scores = as_rows(tokenizer, texts), torch.tensor([9.0, 1, 2, 9, 3, 2, 9, 8, 1])
+    model = types.SimpleNamespace(config=GPTConfig(), generate=lambda idx, *how: rows[: len(idx)])
+    monkeypatch.setattr(sampling, "coherence", lambda model, rows: scores[: len(rows)])
+    known = sampling.TrainingTweets("<|endoftext|> ha ha")
+    settings = sampling.Settings(num_samples=3, candidates=3)
+    found = sampling.write(model, tokenizer, known, "", settings, torch.Generator())
+    assert [tweet for tweet, _, _ in found] == ["better", "ha ha", "last"]
 
 
 def test_samples_txt_collects_the_tweets_with_their_settings(sample, out):
