@@ -237,7 +237,7 @@ class Code(str):
     """What an attacker would put into a pickle: it makes the file that it names."""
 
     def __reduce__(self):
-        return pathlib.Path.touch, (pathlib.Path(self),)
+        return pathlib.Path.touch, (pathlib.Path(str(self)),)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
