@@ -292,7 +292,7 @@ class Run:
         self.history = []  # the rows of loss.csv
         self.loss_sum = torch.zeros((), device=device)  # since the last evaluation; reading it stalls a GPU
         if not self.is_new:
-            saved = self.model.notes
+            saved, self.model.notes = self.model.notes, {}  # frees what the optimizers copy
             self.iteration, self.history = saved["iteration"], saved["history"]
             self.loss_sum += saved["loss_sum"].to(device)
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
