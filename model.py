@@ -29,12 +29,8 @@ import torch.nn.functional as F
 
 from config import UserError, written_whole
 
-CHECKPOINT_FORMAT = 2
 # what torch and Python raise for a file that is no checkpoint, or that does not fit its own config
-UNUSABLE = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError),
-    pickle.UnpicklingError,
-)
+UNUSABLE = RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError
 END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tweet begins
 LOSS_CHUNK = 128  # positions whose logits are made at a time: they fit the cache, which is twice as fast
 MAX_PIECES = 24  # of a token's spelling
@@ -478,7 +474,6 @@ class GPT(nn.Module):
         notes: plain values, tensors, and lists and dictionaries of these, kept beside the weights.
         """
         saved = {
-            "format": CHECKPOINT_FORMAT,
             "config": dataclasses.asdict(self.config),
             "model": {name: tensor.float() for name, tensor in self.state_dict().items()},
             "tokens": self.tokens.to(torch.uint16),
@@ -495,9 +490,7 @@ class GPT(nn.Module):
         Raises UserError if there is no such file, or if it is damaged or something else.
         """
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            if dict(saved)["format"] != CHECKPOINT_FORMAT:
-                raise ValueError(f"its format is {saved['format']}, not {CHECKPOINT_FORMAT}")
+            saved = dict(torch.load(path, map_location="cpu", weights_only=True))
             model = cls(GPTConfig(**saved["config"]), saved["tokens"], saved["tables"])
             model.load_state_dict(saved["model"])
             model.notes = dict(saved["notes"])
@@ -522,24 +515,19 @@ class GPT(nn.Module):
         except ImportError:
             raise UserError("GPT-2's weights need transformers: `pip install transformers`") from None
         try:
-            config = GPT2Config.from_pretrained(name_or_path)
-            theirs = GPT2LMHeadModel.from_pretrained(name_or_path, config=config).transformer
+            theirs = GPT2LMHeadModel.from_pretrained(name_or_path)
         except Exception as error:  # transformers fails in many ways on damaged files
             why = str(error).split("\n")[0]
             raise UserError(f"{name_or_path} is not at hand or no GPT-2: {why}") from None
-        for name in GPT2_ALONE:
-            if getattr(config, name) != getattr(GPT2Config(), name):
-                raise UserError(
-                    f"{name_or_path} is a relative of GPT-2: its {name} is {getattr(config, name)}"
-                )
-        ours = GPTConfig(
-            block_size=config.n_positions, n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
-            dropout=config.resid_pdrop,
-        )  # fmt: skip
-        model = cls(dataclasses.replace(ours, **changes), tokens)
+        config, usual = theirs.config, GPT2Config()
+        if differs := [name for name in GPT2_ALONE if getattr(config, name) != getattr(usual, name)]:
+            raise UserError(f"{name_or_path} is a relative of GPT-2: its {', '.join(differs)} differs")
+        shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd")}
+        ours = {"block_size": config.n_positions, "dropout": config.resid_pdrop} | shape
+        model = cls(GPTConfig(**ours | changes), tokens)
         if model.config.block_size > config.n_positions:
             raise UserError(f"block_size: {name_or_path} has no more than {config.n_positions} positions")
-        weights = theirs.state_dict()
+        weights = theirs.transformer.state_dict()
         for name, parameter in model.gpt2_parameters():
             parameter.copy_(weights[name][: len(parameter)])
         return model.eval()

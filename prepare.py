@@ -67,10 +67,7 @@ LOOK_ROWS = 5_000  # by which that is decided
 # the names of what may hold tweets: in X's archive these, among many other files
 KNOWN = re.compile(r"(tweets?|note-tweet)(-part\d+)?\.js|.*\.(csv|tsv|txt)")
 # what the standard library raises for files that are damaged, cut short or encrypted
-DAMAGE = (
-    *(gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error),
-    *(EOFError, RuntimeError, ValueError, LookupError),
-)
+DAMAGE = gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
 BATCH_TWEETS, CALL_TWEETS = 50_000, 1_000  # in memory at once; in one text for the tokenizer
@@ -78,7 +75,6 @@ BATCH_TWEETS, CALL_TWEETS = 50_000, 1_000  # in memory at once; in one text for 
 END_OF_TEXT = 50256  # as in model.py, which would import torch
 LINE_BREAK = 198  # the id of "\n"
 VOCAB_SIZE = 50257
-VAL_PERCENT = 10
 # the SHA-256 that tiktoken publishes for GPT-2's vocabulary files
 VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -89,7 +85,7 @@ class Settings:
     input: tuple[str, ...] = setting((), "a file, folder or pattern; may be repeated", group="what to read")
     text_column: str = setting("", "the column with the tweets, if it has no usual name")
     user: str = setting("", "keep only this author's rows")
-    download_url: str = setting(KAGGLE_URL, "the zip to fetch without input; empty for none")
+    download_url: str = setting("", "the zip to fetch without input, if not Kaggle's")
 
     mentions: str = setting(
         "reply", "@handles to drop: reply (that open a reply), keep (none), strip (all)",
@@ -112,31 +108,27 @@ def main(settings):
             print(f"before  {printable(row.text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
         return
 
-    tokenizer = load_tokenizer()
-    counts = collections.defaultdict(collections.Counter)  # of authors, of rows dropped, of tweets, of bytes
+    tokenizer, authors, dropped = load_tokenizer(), collections.Counter(), collections.Counter()
     with (
         written_whole(data_dir / "processed.txt") as processed,
         written_whole(data_dir / "train.bin", "wb") as train_bin,
         written_whole(data_dir / "val.bin", "wb") as val_bin,
     ):
-        tweets, bins = clean_tweets(rows, settings, counts), {"train": train_bin, "val": val_bin}
+        tweets = clean_tweets(rows, settings, authors, dropped)
         while batch := list(itertools.islice(tweets, BATCH_TWEETS)):
             processed.writelines(tweet + "\n" for tweet in batch)
-            sides = ["val" if held_out(tweet) else "train" for tweet in batch]
-            for name, file in bins.items():
-                part = [tweet for tweet, side in zip(batch, sides, strict=True) if side == name]
-                file.write(encode_tweets(tokenizer, part).tobytes())
-                counts["tweets"][name] += len(part)
-                # a byte more for what ends a tweet, because <|endoftext|> is scored too
-                counts["bytes"][name] += sum(len(tweet.encode()) + 1 for tweet in part)
-        check_enough(counts, settings)
-        for file in bins.values():
-            file.write(np.array([END_OF_TEXT], "<u2").tobytes())
+            val = set(filter(held_out, batch))
+            train_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet not in val]))
+            val_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet in val]))
+        if not (train_bin.tell() and val_bin.tell()):
+            raise UserError(too_few(settings, authors, dropped))
+        for file in (train_bin, val_bin):
+            file.write(np.array([END_OF_TEXT], "<u2"))
 
-    meta = describe(files, settings, counts, data_dir)
+    meta = describe(files, settings, tokenizer, authors, dropped)
     with written_whole(data_dir / "meta.json") as file:
         json.dump(meta, file, indent=1)
-    print(summary(meta, settings, counts, data_dir))
+    print(summary(meta, settings, authors, dropped))
 
 
 # --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
@@ -152,24 +144,20 @@ def find_tweets(settings, data_dir):
 
 def find_csv(settings, data_dir):
     """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
-    path, url = data_dir / CSV_NAME, settings.download_url
+    path, url = data_dir / CSV_NAME, settings.download_url or KAGGLE_URL
     if path.exists():
         return path
     try:
-        if not url:
-            raise UserError("no download was asked for")
         print(f"fetching the tweets from {url}", file=sys.stderr)
         with urllib.request.urlopen(url, timeout=10) as response:
             packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
-        tables = [name for name in packed.namelist() if name.lower().endswith(".csv")]
-        if not tables:
-            raise UserError("the zip that was fetched holds no CSV")
+        name = next(name for name in packed.namelist() if name.lower().endswith(".csv"))
         with written_whole(path, "wb") as file:
-            file.write(packed.read(tables[0]))
+            file.write(packed.read(name))
         return path
     except Exception as error:  # a network can fail in any way; none is fatal
         print(
-            f"No tweets at hand ({error or type(error).__name__}), so this uses the invented posts of "
+            f"No tweets at hand ({type(error).__name__}: {error}), so this uses the invented posts of "
             f"{SAMPLE.name}. For the real ones, put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ and run "
             "this again.",
             file=sys.stderr,
@@ -199,8 +187,6 @@ def damage_told(file):
     """Turn what is raised for a damaged file into a UserError that names it."""
     try:
         yield
-    except UserError:
-        raise
     except DAMAGE as error:
         raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
 
@@ -432,14 +418,14 @@ BYTES = re.compile(r"""b(['"])(?:(?!\1|\\)[ -~]|\\x[0-9a-f]{2}|\\[nrt\\'"])*\1""
 JSON_TEXT = re.compile(r'"[^"\\]*\\.*"', re.DOTALL)
 
 
-def clean_tweets(rows, settings, counts):
-    """Yield the clean tweets, each once; count in `counts` what is left out, and why."""
+def clean_tweets(rows, settings, authors, dropped):
+    """Yield the clean tweets, each once; count whose the rows are, and why some are left out."""
     seen = set()  # hashes: a million tweets would take much memory
     for row in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
-        counts["authors"][row.author] += 1
+        authors[row.author] += 1
         tweet, why = sift(row, settings)
         if why or hash(tweet) in seen:
-            counts["dropped"][why or "duplicates"] += 1
+            dropped[why or "duplicates"] += 1
         else:
             seen.add(hash(tweet))
             yield tweet
@@ -511,18 +497,13 @@ def without_cut_word(text):
     return f"{words} …" if words else text
 
 
-def held_out(tweet):
-    """Whether a tweet belongs to the held-out split."""
-    return percentile(tweet) < VAL_PERCENT
-
-
-def percentile(tweet):
-    """A number from 0 to 99 by which a tweet is put on one side of the split.
+def held_out(tweet, tenth=0):
+    """Whether a tweet belongs to the held-out split, or to another tenth of all.
 
     Decided by the letters and digits of its text alone, so that adding or reordering rows moves no
     tweet across, and tweets that differ in case or punctuation land on the same side.
     """
-    return zlib.crc32((letters(tweet) or tweet).encode()) % 100
+    return zlib.crc32((letters(tweet) or tweet).encode()) % 100 // 10 == tenth
 
 
 def letters(text):
@@ -590,54 +571,58 @@ def encode_tweets(tokenizer, tweets):
 # --- the report -----------------------------------------------------------------------------------
 
 
-def check_enough(counts, settings):
-    """Raise UserError, with the likely reason, where a split would be empty."""
-    tweets, dropped, rows = counts["tweets"], counts["dropped"], counts["authors"].total()
-    if tweets["train"] and tweets["val"]:
-        return
-    if tweets.total():
-        raise UserError(f"{tweets.total()} tweets are too few for both splits; use a few hundred or more")
+def too_few(settings, authors, dropped):
+    """The likely reason why a split would be empty."""
+    rows = authors.total()
+    if kept := rows - dropped.total():
+        return f"{kept} tweets are too few for both splits; use a few hundred or more"
     if dropped["by other authors"] == rows > 0:
-        raise UserError(f"no row by --user={settings.user}; most are by {listed(counts['authors'])}")
+        return f"no row by --user={settings.user}; most are by {listed(authors)}"
     fix = "" if dropped["retweets"] == rows > 0 else ": wrong column? --text_column=… names another"
-    raise UserError(f"cleaning left none of {rows} rows ({listed(dropped)}){fix}")
+    return f"cleaning left none of {rows} rows ({listed(dropped)}){fix}"
 
 
-def describe(files, settings, counts, data_dir):
+def describe(files, settings, tokenizer, authors, dropped):
     """What meta.json tells."""
     options = ("text_column", "user", "mentions", "urls", "min_chars")
     meta = {"sources": [file.name for file in files]} | {key: getattr(settings, key) for key in options}
-    meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": counts["authors"].total()}
-    meta |= {"dropped": dict(counts["dropped"]), "tweets": counts["tweets"].total()}
-    train, val = (np.fromfile(data_dir / f"{name}.bin", "<u2") for name in ("train", "val"))
+    meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": authors.total(), "dropped": dict(dropped)}
+    meta["tweets"] = authors.total() - dropped.total()
+    n_bytes = [len(tokenizer.decode_single_token_bytes(token)) for token in range(VOCAB_SIZE)]
+    # a tweet's own bytes and one for its end, which is scored too: as many as with its leading space
+    n_bytes[END_OF_TEXT] = 0
+    train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
     for name, ids in (("train", train), ("val", val)):
-        meta |= {f"{name}_tweets": counts["tweets"][name], f"{name}_bytes": counts["bytes"][name]}
-        meta |= {f"{name}_tokens": len(ids), f"{name}_distinct_tokens": len(np.unique(ids))}
+        meta[f"{name}_tweets"] = int((ids == END_OF_TEXT).sum()) - 1
+        meta[f"{name}_tokens"] = len(ids)
+        meta[f"{name}_distinct_tokens"] = len(np.unique(ids))
+        meta[f"{name}_bytes"] = int(np.array(n_bytes)[ids].sum())
     meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
     return meta | {"train_sha256": hashlib.sha256(train).hexdigest()}
 
 
-def summary(meta, settings, counts, data_dir):
+def summary(meta, settings, authors, dropped):
     """What was done, in lines of a word and what it is about."""
-    with open(data_dir / "processed.txt", encoding="utf-8") as file:
+    with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
     lines = [
         f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}",
-        f"dropped   {listed(counts['dropped'])}",
+        f"dropped   {listed(dropped)}",
         f"kept      {meta['tweets']:,} tweets, the first: {example}",
     ]
-    if len(counts["authors"]) > 1 and not settings.user:
-        lines.append(f"authors   {len(counts['authors']):,}: {listed(counts['authors'])}; --user=… keeps one")
+    if len(authors) > 1 and not settings.user:
+        lines.append(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
     for name in ("train", "val"):
         about = {what: meta[f"{name}_{what}"] for what in ("tweets", "tokens", "distinct_tokens", "bytes")}
         counted = "{tweets:,} tweets, {tokens:,} tokens ({distinct_tokens:,} distinct), {bytes:,} bytes"
         lines.append(f"{name:9} {counted.format(**about)}")
     unseen = meta["val_unseen_tokens"] / meta["val_tokens"]
     lines.append(f"unseen    {unseen:.1%} of the val tokens never occur in training")
-    lines.append(f"written   {data_dir}/processed.txt, train.bin, val.bin, meta.json")
+    lines.append(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")
     # a data set of its own gets a run of its own
-    where = () if str(data_dir) == "data" else (f"--data_dir={data_dir}", f"--out_dir=out/{data_dir.name}")
-    return "\n".join([*lines, f"next      {command('train.py', 'config/elon.py', *where)}"])
+    where = [f"--data_dir={settings.data_dir}", f"--out_dir=out/{pathlib.Path(settings.data_dir).name}"]
+    words = ["train.py", "config/elon.py", *(where if settings.data_dir != "data" else [])]
+    return "\n".join([*lines, f"next      {command(*words)}"])
 
 
 def listed(counter):

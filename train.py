@@ -77,6 +77,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -94,7 +95,10 @@ def main(settings):
     device, rank, world_size = join_processes(settings)
     train_data, val_data, meta = load_data(settings)
     run = Run(settings, train_data, device)
-    print(run.describe(), flush=True)
+    n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    print(f"device {device}, dtype {run.dtype}; {n_parameters:,} parameters")
+    n_epochs = f"{run.max_iters / run.iters_per_epoch:.1f} epochs"
+    print(f"{len(train_data):,} training tokens; {run.max_iters:,} iterations: {n_epochs}", flush=True)
     model = DistributedDataParallel(run.model, broadcast_buffers=False) if world_size > 1 else run.model
     model = torch.compile(model) if settings.compile else model
     signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
@@ -105,11 +109,11 @@ def main(settings):
         if run.is_due():
             seconds = time.perf_counter() - began  # of training since the last evaluation
             val_loss = evaluate(run.model, val_data) if rank == 0 else 0.0
-            n_iters = run.iteration - (run.evaluated or 0)
-            train_loss = float(run.loss_sum) / n_iters / world_size if n_iters else math.nan
-            val_loss, train_loss = add_up([val_loss, train_loss], device)
-            bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / meta["val_bytes"]
-            run.record(train_loss, val_loss, bits_per_byte, seconds, time.perf_counter() - began)
+            losses = torch.stack([run.loss_sum / world_size, torch.tensor(val_loss, device=device)])
+            if world_size > 1:
+                dist.all_reduce(losses)  # sums them over the processes
+            bits_per_loss = (len(val_data) - 1) / math.log(2) / meta["val_bytes"]
+            run.record(*losses.tolist(), bits_per_loss, seconds, time.perf_counter() - began)
             if rank == 0 and run.iteration:
                 run.save()
             bar.write(run.report())  # after saving: a printed line means a saved run
@@ -255,16 +259,16 @@ def evaluate(model, data, batch_size=32):
     """
     model.eval()
     block_size, device = model.config.block_size, model.wpe.weight.device
-    n_targets, stride, offsets = len(data) - 1, block_size // 2, np.arange(block_size)
-    starts = np.arange(0, max(n_targets - block_size, 0) + stride, stride)[:, None]  # (windows, 1)
+    n_targets, stride = len(data) - 1, block_size // 2
+    n_windows = math.ceil(max(n_targets - block_size, 0) / stride) + 1
+    tokens, to_fill = as_tensor(data), (n_windows - 1) * stride + block_size - n_targets
+    idx = F.pad(tokens[:-1], (0, to_fill)).unfold(0, block_size, stride)  # (n_windows, block_size)
+    targets = F.pad(tokens[1:], (0, to_fill), value=-1).unfold(0, block_size, stride).clone()
+    targets[1:, :-stride] = -1  # the window before scores them
     total = 0.0
-    for start in np.split(starts, range(batch_size, len(starts), batch_size)):
-        places = start + offsets  # (batch_size, block_size)
-        scored = ((start == 0) | (offsets >= block_size - stride)) & (places < n_targets)
-        tokens = as_tensor(data[np.minimum(start + np.arange(block_size + 1), n_targets)])
-        targets = tokens[:, 1:].where(torch.from_numpy(scored), -1)
-        _, loss = model(tokens[:, :-1].to(device), targets.to(device))
-        total += float(loss) * int(scored.sum())
+    for x, y in zip(idx.split(batch_size), targets.split(batch_size), strict=True):
+        _, loss = model(x.to(device), y.to(device))
+        total += float(loss) * int((y >= 0).sum())
     return total / n_targets
 
 
@@ -304,28 +308,18 @@ class Run:
         """The model in last.pt, whose notes hold the rest; raises UserError if it belongs to another run."""
         path = self.out_dir / "last.pt"
         model = GPT.load(path)
-        before, now = model.notes.get("settings"), dataclasses.asdict(self.settings)
-        if before is None:
-            raise UserError(f"{path} holds weights only; a run is resumed from its last.pt")
-        changed = [key for key in now if now[key] != before.get(key) and key not in FREE_TO_CHANGE]
-        why = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
-        fix = "give the same preset and flags" if changed else ""
-        if not fix and not np.array_equal(model.tokens.numpy(), train_data):
-            why = f"it was trained on other tweets than those in {self.settings.data_dir}"
-            fix = "set data_dir to theirs"
-        if not fix and (done := model.notes["iteration"]) > self.max_iters:
-            why, fix = f"{done:,} iterations are done, of {self.max_iters:,}", "raise max_iters or epochs"
-        if fix:
-            raise UserError(f"cannot resume {path}: {why}; {fix}, or start anew")
+        if "settings" not in model.notes:
+            raise UserError(f"cannot resume {path}: it holds weights only, or is of an earlier version")
+        before, now = model.notes["settings"], dataclasses.asdict(self.settings)
+        changed = sorted(key for key in now.keys() - FREE_TO_CHANGE if now[key] != before[key])
+        if changed:
+            why = ", ".join(f"{key} changed from {before[key]} to {now[key]}" for key in changed)
+            raise UserError(f"cannot resume {path}: {why}; give the same preset and flags, or start anew")
+        if not np.array_equal(model.tokens.numpy(), train_data):
+            raise UserError(f"cannot resume {path}: {self.settings.data_dir} holds other tweets than it read")
+        if (done := model.notes["iteration"]) > self.max_iters:
+            raise UserError(f"{done:,} iterations are done, of {self.max_iters:,}; raise max_iters or epochs")
         return model
-
-    def describe(self):
-        n_parameters = sum(p.numel() for p in self.model.parameters())
-        return (
-            f"device {self.loss_sum.device}, dtype {self.dtype}; {n_parameters:,} parameters\n"
-            f"{len(self.model.tokens):,} training tokens, {self.tokens_per_iter:,} an iteration; "
-            f"{self.max_iters:,} iterations: {self.max_iters / self.iters_per_epoch:.1f} epochs"
-        )
 
     @property
     def evaluated(self):
@@ -348,23 +342,25 @@ class Run:
         since_best = len(self.history) - 1 - self.history.index(self.best)
         return self.iteration == self.max_iters or 0 < self.settings.patience <= since_best
 
-    def record(self, train_loss, val_loss, bits_per_byte, seconds, elapsed):
+    def record(self, loss_sum, val_loss, bits_per_loss, seconds, elapsed):
         """Add a row to the history; raises UserError if the loss is no longer finite.
 
-        seconds, elapsed: since the last evaluation, without and with this one.
+        loss_sum: of the train losses since the last evaluation; bits_per_loss: bits per byte for each nat
+        per token; seconds, elapsed: since the last evaluation, without and with this one.
         """
         if not math.isfinite(val_loss):
             why = f"the loss became {val_loss} by iteration {self.iteration:,}; lower learning_rate"
             raise UserError(f"{why}. {self.out_dir}/last.pt is as it was saved last")
         before = self.history[-1] if self.history else {"iter": 0, "elapsed_seconds": 0.0}
+        n_iters = self.iteration - before["iter"]
         row = {
             "iter": self.iteration,
             "epoch": self.iteration / self.iters_per_epoch,
-            "train_loss": train_loss,
+            "train_loss": loss_sum / n_iters if n_iters else math.nan,
             "val_loss": val_loss,
-            "bits_per_byte": bits_per_byte,
+            "bits_per_byte": val_loss * bits_per_loss,
             "lr": learning_rate_at(self.iteration, self.max_iters, self.settings),
-            "tokens_per_second": (self.iteration - before["iter"]) * self.tokens_per_iter / seconds,
+            "tokens_per_second": n_iters * self.tokens_per_iter / seconds,
             "elapsed_seconds": before["elapsed_seconds"] + elapsed,
         }
         self.history.append(row)
@@ -420,8 +416,7 @@ def plot_losses(history, best, path):
     axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats per token; lower is better)")
     labels = {"train_loss": "train (noise and dropout on)", "val_loss": "val (held-out tweets)"}
     for name, label in labels.items():
-        rows = history[1:] if name == "train_loss" else history  # nothing was trained before the first
-        axes.plot([row["iter"] for row in rows], [row[name] for row in rows], ".-", label=label)
+        axes.plot([row["iter"] for row in history], [row[name] for row in history], ".-", label=label)
     label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
     axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
     perplexity = (lambda x: np.exp(np.clip(x, -50, 50)), lambda x: np.log(np.maximum(x, 1e-22)))
@@ -473,15 +468,6 @@ def join_processes(settings):
     if rank:
         sys.stdout = io.StringIO()  # the first process prints
     return device, rank, world_size
-
-
-def add_up(numbers, device):
-    """The sums of these floats over all processes."""
-    if not dist.is_initialized():
-        return numbers
-    sums = torch.tensor(numbers, device=device)
-    dist.all_reduce(sums)
-    return sums.tolist()
 
 
 def choose_dtype(device):

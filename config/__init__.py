@@ -14,6 +14,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import pathlib
 import re
@@ -22,18 +23,12 @@ import signal
 import sys
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "text",
-    tuple: "a list of texts",
-}
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "some texts"}
 # what could drive a terminal, end the line, or turn the direction of the text
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A mistake that the user can fix. The text names the thing, the place and the fix."""
 
 
@@ -92,7 +87,7 @@ def command(*words):
     return shlex.join([sys.orig_argv[0], *words])
 
 
-def setting(default, help, *, low=None, high=None, choices=None, group=None):
+def setting(default, help, *, low=-math.inf, high=math.inf, choices=None, group=None):
     """A dataclass field with its line of --help and the values that it allows.
 
     The type is that of `default`; a tuple makes a flag that may be repeated. `low` and `high` are the least
@@ -206,8 +201,6 @@ def checked(field, value):
         raise UserError(f"{field.name}: {value!r} is not {KINDS[kind]}")
     if about["choices"] and value not in about["choices"]:
         raise UserError(f"{field.name}: {value!r} is not one of {', '.join(about['choices'])}")
-    if about["low"] is not None and not value >= about["low"]:  # NaN is not, either
-        raise UserError(f"{field.name}: {value} is too small; it must be at least {about['low']}")
-    if about["high"] is not None and not value <= about["high"]:
-        raise UserError(f"{field.name}: {value} is too large; it must be at most {about['high']}")
+    if kind in (int, float) and not about["low"] <= value <= about["high"]:  # NaN is not, either
+        raise UserError(f"{field.name}: {value} is not between {about['low']} and {about['high']}")
     return value

