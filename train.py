@@ -107,9 +107,10 @@ def main(settings):
     began = time.perf_counter()
     while True:
         if run.is_due():
+            loss_sum = run.loss_sum.item() / world_size  # waits for the GPU, so that its seconds are counted
             seconds = time.perf_counter() - began  # of training since the last evaluation
             val_loss = evaluate(run.model, val_data) if rank == 0 else 0.0
-            losses = torch.stack([run.loss_sum / world_size, torch.tensor(val_loss, device=device)])
+            losses = torch.tensor([loss_sum, val_loss], device=device)
             if world_size > 1:
                 dist.all_reduce(losses)  # sums them over the processes
             bits_per_loss = (len(val_data) - 1) / math.log(2) / meta["val_bytes"]
@@ -318,7 +319,8 @@ class Run:
         if not np.array_equal(model.tokens.numpy(), train_data):
             raise UserError(f"cannot resume {path}: {self.settings.data_dir} holds other tweets than it read")
         if (done := model.notes["iteration"]) > self.max_iters:
-            raise UserError(f"{done:,} iterations are done, of {self.max_iters:,}; raise max_iters or epochs")
+            why = f"{done:,} iterations are done, of {self.max_iters:,}"
+            raise UserError(f"cannot resume {path}: {why}; raise max_iters or epochs")
         return model
 
     @property
