@@ -116,26 +116,25 @@ def write(model, tokenizer, known, prompt, settings, generator):
         print(told, file=sys.stderr)
     written, missing = {prompt}, settings.num_samples
     for _ in range(MAX_ROUNDS * math.ceil(settings.num_samples / BATCH)):
+        n = min(missing, BATCH)
         rows = model.generate(
-            idx.expand(min(missing, BATCH) * settings.candidates, -1), settings.max_new_tokens,
-            settings.temperature, settings.top_k, settings.top_p, settings.min_p, [CUT_OFF], generator,
+            idx.expand(n * settings.candidates, -1), settings.max_new_tokens, settings.temperature,
+            settings.top_k, settings.top_p, settings.min_p, [CUT_OFF], generator,
         )  # fmt: skip
-        drawn = list(zip(coherence(model, rows).tolist(), rows[:, 1:].tolist(), strict=True))
-        for first in range(0, len(drawn), settings.candidates):
-            found = []
-            for score, row in drawn[first : first + settings.candidates]:
+        best_first = coherence(model, rows).view(n, -1).argsort(descending=True)  # (n, candidates)
+        for candidates, order in zip(rows[:, 1:].view(n, settings.candidates, -1), best_first, strict=True):
+            for row in candidates[order].tolist():
                 row = row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row
                 tweet = tokenizer.decode(row).strip()
                 doubled = [tokenizer.decode(pair) for pair in pairwise(row[n_prompt:]) if pair[0] == pair[1]]
-                is_sound = "\ufffd" not in tweet and all(text in known.text for text in doubled)
-                if is_sound and tweet not in written:
-                    novelty, source = known.compare(tweet)
-                    found += [(score, tweet, novelty, source)] if novelty >= settings.min_novelty else []
-            if found:
-                _, tweet, novelty, source = max(found, key=lambda candidate: candidate[0])
-                written.add(tweet)
-                missing -= 1
-                yield tweet, novelty, source
+                if tweet in written or "\ufffd" in tweet or not all(text in known.text for text in doubled):
+                    continue
+                novelty, source = known.compare(tweet)
+                if novelty >= settings.min_novelty:
+                    written.add(tweet)
+                    missing -= 1
+                    yield tweet, novelty, source
+                    break
         if not missing:
             return
     print(f"gave up on {missing} tweets; lower min_novelty or raise temperature", file=sys.stderr)
