@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import io
+import json
 import os
 import pathlib
 import runpy
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 # before torch is imported: threads gain nothing on tiny models, and wait for long where the cores are busy
@@ -28,6 +30,15 @@ TINY = [
 ]
 
 
+def write_data(folder, train_ids, val_ids):
+    """Write what prepare.py does, by hand, and return the flag that names it."""
+    folder.mkdir(exist_ok=True)
+    for name, ids in (("train", train_ids), ("val", val_ids)):
+        np.array(ids, "<u2").tofile(folder / f"{name}.bin")
+    (folder / "meta.json").write_text(json.dumps({"val_bytes": 4 * len(val_ids)}))
+    return f"--data_dir={folder}"
+
+
 @pytest.fixture(scope="session")
 def repo():
     return REPO
@@ -41,9 +52,9 @@ def shell():
     """
 
     def run(*words, env=None, cwd=REPO):
-        env, words = os.environ | {"PYTHONUTF8": "1"} | (env or {}), [sys.executable, *map(str, words)]
-        how = {"cwd": cwd, "env": env, "capture_output": True, "encoding": "utf-8", "timeout": 120}
-        done = subprocess.run(words, **how)
+        how = {"env": os.environ | {"PYTHONUTF8": "1"} | (env or {}), "cwd": cwd, "timeout": 120}
+        words = [sys.executable, *map(str, words)]
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", **how)
         return types.SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
 
     return run
@@ -55,32 +66,28 @@ def command():
 
     `out` takes the place of standard output, `stdin` is what standard input holds.
     """
+    import model
+    import prepare
 
-    @functools.cache
-    def make_once():
-        """What a run makes of GPT-2's vocabulary takes a second, and is always the same."""
-        import model
-        import prepare
-
-        texts, model.describe = tuple(prepare.token_texts()), functools.cache(model.describe)
-        prepare.token_texts = lambda: texts
+    # what train.py makes of GPT-2's vocabulary takes a second, and is always the same
+    texts, model.describe = tuple(prepare.token_texts()), functools.cache(model.describe)
+    prepare.token_texts = lambda: texts
 
     def run(script, *flags, out=None, stdin=""):
-        if script == "train.py":
-            make_once()
-        out, err = out or io.StringIO(), io.StringIO()
-        argv, keyboard, code = sys.argv, sys.stdin, 0
+        out, err, code = out or io.StringIO(), io.StringIO(), 0
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        sys.argv, sys.stdin = [script, *map(str, flags)], io.StringIO(stdin)
-        try:
-            with contextlib.chdir(REPO), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                runpy.run_path(script, run_name="__main__")
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            sys.argv, sys.stdin = argv, keyboard
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(REPO)
+            patch.setattr(sys, "argv", [script, *map(str, flags)])
+            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            try:
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    runpy.run_path(script, run_name="__main__")
+            except SystemExit as end:
+                code = end.code or 0
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         return types.SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
     return run
@@ -91,10 +98,9 @@ def the_error():
     """Check that a run ended as all mistakes must: exit 2 and one line on stderr, which it returns."""
 
     def check(done, script):
-        lines = done.err.splitlines()
-        assert (done.code, len(lines)) == (2, 1), done.err
-        assert lines[0].startswith(f"{script}: error: ")
-        return lines[0]
+        assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+        assert done.err.startswith(f"{script}: error: ")
+        return done.err.strip()
 
     return check
 
@@ -114,11 +120,9 @@ def write_csv():
 @pytest.fixture(scope="session")
 def snapshot():
     """All files under a folder with their bytes, to tell whether anything has changed."""
-
-    def take(folder):
-        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-    return take
+    return lambda folder: {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +137,7 @@ def prepared(command, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(shell, prepared, tmp_path_factory):
     """A TINY model trained by the real command; `folder` is for reading only."""
-    folder = tmp_path_factory.mktemp("trained")
-    flags = [*TINY, f"--data_dir={prepared.folder}"]
+    folder, flags = tmp_path_factory.mktemp("trained"), [*TINY, f"--data_dir={prepared.folder}"]
     done = shell("train.py", *flags, f"--out_dir={folder}")
     assert done.code == 0, done.err
     return types.SimpleNamespace(folder=folder, flags=flags, out=done.out, err=done.err)
@@ -146,7 +149,6 @@ def read_losses():
 
     def read(folder):
         with open(folder / "loss.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [{key: float(value or "nan") for key, value in row.items()} for row in rows]
+            return [{key: float(x or "nan") for key, x in row.items()} for row in csv.DictReader(file)]
 
     return read

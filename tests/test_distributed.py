@@ -6,31 +6,24 @@ from model import GPT
 
 # without what each process draws for itself, and what lets rounding differences grow: Muon uses bfloat16
 PLAIN = ["--dropout=0", "--noise=0", "--cut=0", "--dtype=float32", "--muon=False"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-@pytest.fixture
-def torchrun(shell, trained):
-    """Run train.py in two processes with the flags of `trained`, and more."""
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *trained.flags]
-    return lambda *flags: shell(*words, *flags, env={"OMP_NUM_THREADS": "1"})
-
-
-def test_two_processes_train_as_one_does(torchrun, command, trained, read_losses, tmp_path):
-    flags = [*PLAIN, "--gradient_accumulation_steps=2", "--max_iters=30", "--eval_interval=15"]
+def test_two_processes_train_as_one_does(shell, command, trained, read_losses, tmp_path):
+    flags = ["train.py", *trained.flags, *PLAIN, "--gradient_accumulation_steps=2", "--max_iters=30"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert command("train.py", *trained.flags, *flags, f"--out_dir={alone}").code == 0
-    done = torchrun(*flags, f"--out_dir={shared}")
+    assert command(*flags, f"--out_dir={alone}").code == 0
+    done = shell(*TORCHRUN, *flags, f"--out_dir={shared}")
     assert done.code == 0, done.err
     assert done.out.count("best val loss") == 1  # one of them speaks
     for one, two in zip(read_losses(alone), read_losses(shared), strict=True):
         for name in ("train_loss", "val_loss", "bits_per_byte"):
             assert two[name] == pytest.approx(one[name], abs=1e-5, nan_ok=True)
-    names = [GPT.load(folder / "best.pt").state_dict().keys() for folder in (alone, shared)]
-    assert names[0] == names[1]
+    GPT.load(shared / "best.pt")  # raises an error if the weights have other names
 
 
 @pytest.mark.long
-def test_a_batch_that_cannot_be_shared_is_refused(torchrun, tmp_path):
-    done = torchrun("--batch_size=3", f"--out_dir={tmp_path / 'out'}")
+def test_a_batch_that_cannot_be_shared_is_refused(shell, trained, tmp_path):
+    done = shell(*TORCHRUN, "train.py", *trained.flags, "--batch_size=3", f"--out_dir={tmp_path / 'out'}")
     assert done.code != 0 and not (tmp_path / "out").exists()
     assert "train.py: error: batch_size: 3 windows" in done.err and "multiple of 2" in done.err
