@@ -30,7 +30,10 @@ import torch.nn.functional as F
 from config import UserError, written_whole
 
 # what torch and Python raise for a file that is no checkpoint, or that does not fit its own config
-UNUSABLE = RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, pickle.UnpicklingError
+UNUSABLE = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OSError),
+    pickle.UnpicklingError,
+)
 END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tweet begins
 LOSS_CHUNK = 128  # positions whose logits are made at a time: they fit the cache, which is twice as fast
 MAX_PIECES = 24  # of a token's spelling

@@ -208,6 +208,7 @@ def test_a_file_that_is_no_checkpoint_is_told_and_runs_no_code(command, trained,
     cases = {
         "empty": b"",
         "cut in half": whole[: len(whole) // 2],
+        "cut at 20 kB": whole[:20_000],
         "text": b"hello world\n",
         "a pickle with code": pickle.dumps(saved | {"notes": Code(ran)}),
         "a checkpoint with code": saved | {"notes": Code(ran)},
