@@ -153,11 +153,16 @@ def test_coherence_tells_words_in_their_order_from_others(parrot):
 
 
 def test_the_most_coherent_candidate_is_written_that_is_sound_and_new(monkeypatch):
-    """A token said twice is an artefact, unless the author does it too."""
+    """A token said twice is an artefact, unless the author does it too; " …" is the mark of a cut."""
+
+    def generate(idx, *how):
+        assert tokenizer.encode(" …") in how  # never drawn
+        return rows[: len(idx)]
+
     tokenizer = prepare.load_tokenizer()
     texts = [" no no", " fine", " better", " better", " ha ha", " fine", "", " half \ufffd", " last"]
     rows, scores = as_rows(tokenizer, texts), torch.tensor([9.0, 1, 2, 9, 3, 2, 9, 8, 1])
-    model = types.SimpleNamespace(config=GPTConfig(), generate=lambda idx, *how: rows[: len(idx)])
+    model = types.SimpleNamespace(config=GPTConfig(), generate=generate)
     monkeypatch.setattr(sampling, "coherence", lambda model, rows: scores[: len(rows)])
     known = sampling.TrainingTweets("<|endoftext|> ha ha")
     settings = sampling.Settings(num_samples=3, candidates=3)
