@@ -1,6 +1,5 @@
 """prepare.py: what people's exports hold is read right or refused in one line, cleaned, split and encoded."""
 
-import collections
 import doctest
 import functools
 import gzip
@@ -22,9 +21,13 @@ from hypothesis import strategies as st
 import prepare
 
 OUTPUTS = ["meta.json", "processed.txt", "train.bin", "val.bin"]
-END = 50256
 FILLER = [f"filler tweet number {i}" for i in range(40)]  # enough for both splits to hold some
-LINES = "\n".join(FILLER)
+END = prepare.END_OF_TEXT
+
+
+def cases(names, table):
+    """Run a test once for each {id: values of the arguments `names`}."""
+    return pytest.mark.parametrize(names, table.values(), ids=table.keys())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,74 +39,59 @@ def tokenizer():
         yield prepare.load_tokenizer()
 
 
-@pytest.fixture
-def run(command, tmp_path):
-    """prepare.py on the given files, into tmp_path/out."""
+def write(path, content):
+    """Write a file of text or bytes, or a folder given as {name: content}."""
+    if isinstance(content, dict):
+        for name, inner in content.items():
+            write(path / name, inner)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
-    def run(*words):
-        return command("prepare.py", *words, f"--data_dir={tmp_path / 'out'}")
 
-    return run
-
-
-@pytest.fixture
-def tweets_of(run, tmp_path):
-    """The tweets that prepare.py makes of a file, which must hold FILLER, beside FILLER."""
-
-    def tweets_of(content, *flags, name="in.csv"):
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        done = run(tmp_path / name, *flags)
-        assert done.code == 0, done.err
-        tweets = lines_of(tmp_path / "out")
-        assert sorted(tweet for tweet in tweets if tweet in FILLER) == sorted(FILLER)
-        return [tweet for tweet in tweets if tweet not in FILLER]
-
-    return tweets_of
+def read_back(folder):
+    """(tweets, meta) that were written to a folder."""
+    tweets = (folder / "processed.txt").read_bytes().decode().split("\n")[:-1]
+    return tweets, json.loads((folder / "meta.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
-def refused(run, the_error, snapshot, tmp_path):
-    """The one line on stderr with which prepare.py refuses a file; earlier outputs stay as they are."""
+def make(command, the_error, snapshot, tmp_path):
+    """Write a file or folder, and run prepare.py on it or on what is `given`.
 
-    def refused(content, *flags, name="in.csv"):
-        out = tmp_path / "out"
-        out.mkdir(exist_ok=True)
-        for output in OUTPUTS:
-            (out / output).write_text("from before")
-        before = snapshot(out)
-        if content is not None:
-            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        error = the_error(run(tmp_path / name, *flags), "prepare.py")
-        assert snapshot(out) == before
-        return error
+    The result has the `tweets`, which must be FILLER and others, without FILLER, and `meta`; or else the
+    one-line `error`, which must leave the outputs of earlier runs alone.
+    """
 
-    return refused
+    def make(content, *flags, name="in.csv", given=""):
+        write(tmp_path / name, content)
+        write(tmp_path / "out", dict.fromkeys(OUTPUTS, "from before"))
+        before = snapshot(tmp_path / "out")
+        done = command("prepare.py", tmp_path / (given or name), *flags, f"--data_dir={tmp_path / 'out'}")
+        done.tweets, done.error = None, the_error(done, "prepare.py") if done.code else None
+        if done.error:
+            assert snapshot(tmp_path / "out") == before
+        else:
+            tweets, done.meta = read_back(tmp_path / "out")
+            assert sorted(tweet for tweet in tweets if tweet in FILLER) == sorted(FILLER)
+            done.tweets = [tweet for tweet in tweets if tweet not in FILLER]
+        return done
 
-
-def lines_of(folder):
-    return (folder / "processed.txt").read_bytes().decode().split("\n")[:-1]
-
-
-def meta_of(folder):
-    return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return make
 
 
-def table(rows, separator=",", filled="9"):
-    """A CSV of `rows` and FILLER, whose tweets stand in the last column, with `filled` in the others."""
-    filler = [[filled] * (len(rows[0]) - 1) + [tweet] for tweet in FILLER]
-    rows = [[f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in row] for row in rows + filler]
+def table(rows, separator=","):
+    """A CSV of `rows`, of which a text is one of one cell, and of FILLER in all columns."""
+    rows = [[row] if isinstance(row, str) else row for row in rows]
+    rows += [[tweet] * len(rows[0]) for tweet in FILLER]
+    rows = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in rows]
     return "".join(separator.join(row) + "\n" for row in rows)
 
 
-def archive(tweets, number=0):
+def archive(tweets):
     """What X's archive holds as data/tweets.js."""
-    items = [{"tweet": {"id": str(n), "full_text": tweet}} for n, tweet in enumerate(tweets)]
-    return f"window.YTD.tweets.part{number} = {json.dumps(items, indent=2)}"
-
-
-def notes(*texts):
-    items = [{"noteTweet": {"noteTweetId": str(n), "core": {"text": text}}} for n, text in enumerate(texts)]
-    return f"window.YTD.note_tweet.part0 = {json.dumps(items)}"
+    items = [{"tweet": {"id": "1", "full_text": tweet}} for tweet in tweets]
+    return f"window.YTD.tweets.part0 = {json.dumps(items, indent=2)}"
 
 
 def zipped(files):
@@ -114,382 +102,272 @@ def zipped(files):
     return packed.getvalue()
 
 
-def read_bin(path, tokenizer):
-    """The tweets in a token file, checked to stand between <|endoftext|> and to begin with a space each."""
-    ids = np.fromfile(path, "<u2")
-    assert ids[0] == ids[-1] == END
-    tweets = [tokenizer.decode(part[1:].tolist()) for part in np.split(ids, np.flatnonzero(ids == END))[1:-1]]
-    assert all(tweet.startswith(" ") for tweet in tweets)
-    return [tweet[1:] for tweet in tweets]
-
-
 def is_val(tweet):
-    """The rule of the split, as it was decided."""
+    """The rule of the split, as it was decided: no change may move tweets across."""
     key = re.sub(r"[\W_]+", "", tweet.casefold()) or tweet
     return zlib.crc32(key.encode("utf-8")) % 100 < 10
 
 
 # --- cleaning -------------------------------------------------------------------------------------
 
+CLEAN = {
+    "entities": ("&lt;3 &amp; escaped&amp;amp;twice, line&#10;break", "<3 & escaped&twice, line break"),
+    "white space": (" two\n\nlines\tand\u00a0gaps\u2028\u3000too ", "two lines and gaps too"),
+    "links": ("look https://t.co/abc here HTTP://EXAMPLE.COM/a?b=c", "look here"),
+    "links of pictures": ("a picture pic.twitter.com/Zy9 and pic.x.com/Zy9", "a picture and"),
+    "links with spaces": ("old https:// youtu.be/q7 and https://www. nasa.gov/x scraper", "old and scraper"),
+    "a link without spaces": ("火星https://t.co/abcへ行く", "火星へ行く"),
+    "a sign of kelvin is no k": ("K\u212a https://t.co/K1k", "K\u212a"),
+    "links in parentheses": ("(more at https://t.co/a) or (https://t.co/b) now", "(more at) or now"),
+    "a link with parentheses": ("https://en.wikipedia.org/wiki/Mars_(planet) is red", "is red"),
+    "no links": ("no link: https, pic. and a://b", "no link: https, pic. and a://b"),
+    "cut after a word": ("orbit is hard …https://t.co/abc", "orbit is hard …"),
+    "cut with an entity": ("orbit is har&#8230; https://t.co/abc", "orbit is …"),
+    "cut in a link before the link": ("a real pic https://t.co/abc… https://t.co/def", "a real pic …"),
+    "cut in a link": ("orbit is hard https://t.co/a…", "orbit is hard …"),
+    "cut in https:": ("orbit is hard https:…", "orbit is hard …"),
+    "cut in http": ("orbit is hard http…", "orbit is hard …"),
+    "cut in the only word": ("@a @b har… https://t.co/abc", ""),
+    "a mark of the writer's": ("wait for it…", "wait for it…"),
+    "marks within": ("well … yes … https://t.co/abc no", "well … yes … no"),
+    "a single word is not cut": ("Soon… https://t.co/abc", "Soon…"),
+    "handles at the start": ("  @a\n@b_2:\tYes, ask @c", "Yes, ask @c"),
+    "a handle behind a link": ("https://t.co/abc @a hello", "hello"),
+    "entities in a handle and a link": ("&commat;a hello https&#58;//t.co/abc", "hello"),
+    "a handle's own": ("@nasa's probe and @esa’s", "@nasa's probe and @esa’s"),
+    "a handle without spaces": ("@nasaさん、どうも", "さん、どうも"),
+    "too long for a handle": ("@sixteen_letters_ is none", "@sixteen_letters_ is none"),
+    "halves of surrogates": ("half \ud83d and whole \ud83d\ude80", "half \ufffd and whole 🚀"),
+    "any signs": ('"so", <|endoftext|>, 🚀 and ü', '"so", <|endoftext|>, 🚀 and ü'),
+}
 
-@pytest.mark.parametrize(
-    ("kind", "cell", "tweet"),
-    [
-        ("entities", "Rockets &amp; cars &lt;3", "Rockets & cars <3"),
-        ("entities", "escaped&amp;amp;twice, line&#10;break", "escaped&twice, line break"),
-        ("white space", " two\n\nlines\tand\u00a0gaps\u2028\u3000too ", "two lines and gaps too"),
-        ("links", "look https://t.co/abc here http://example.com/a?b=c", "look here"),
-        ("links", "HTTPS://T.CO/ABC loud", "loud"),
-        ("links", "a picture pic.twitter.com/Zy9 and pic.x.com/Zy9", "a picture and"),
-        ("links", "old https:// youtu.be/q7 and https://www. nasa.gov/x scraper", "old and scraper"),
-        ("links", "see https&#58;//t.co/abc now", "see now"),
-        ("links", "火星https://t.co/abcへ行く", "火星へ行く"),
-        ("links", "K\u212a https://t.co/K1k", "K\u212a"),  # the sign of kelvin, which is a k to some
-        ("links", "(more at https://t.co/a) or (https://t.co/b) now", "(more at) or now"),
-        ("links", "https://en.wikipedia.org/wiki/Mars_(planet) is red", "is red"),
-        ("links", "no link: https, pic. and a://b", "no link: https, pic. and a://b"),
-        ("cut off", "orbit is har… https://t.co/abc", "orbit is …"),
-        ("cut off", "orbit is hard …https://t.co/abc", "orbit is hard …"),
-        ("cut off", "orbit is har&#8230; https://t.co/abc", "orbit is …"),
-        ("cut off", "a real pic https://t.co/abc… https://t.co/def", "a real pic …"),
-        ("cut off", "orbit is hard https:…", "orbit is hard …"),
-        ("cut off", "orbit is hard http…", "orbit is hard …"),
-        ("cut off", "orbit is hard https://t.co/a…", "orbit is hard …"),
-        ("cut off", "@a @b har… https://t.co/abc", ""),
-        ("meant", "wait for it…", "wait for it…"),
-        ("meant", "well … yes … https://t.co/abc no", "well … yes … no"),
-        ("meant", "Soon… https://t.co/abc", "Soon…"),
-        ("handles", "  @a\n@b_2\tYes, ask @c", "Yes, ask @c"),
-        ("handles", "https://t.co/abc @a hello", "hello"),
-        ("handles", "&commat;a hello", "hello"),
-        ("handles", "@nasa: we landed", "we landed"),
-        ("handles", "@nasa's probe and @esa’s", "@nasa's probe and @esa’s"),
-        ("handles", "@nasaさん、どうも", "さん、どうも"),
-        ("handles", "@sixteen_letters_ is none", "@sixteen_letters_ is none"),
-        ("handles", "me@example.com", "me@example.com"),
-        ("surrogates", "half \ud83d and whole \ud83d\ude80", "half \ufffd and whole 🚀"),
-        ("kept", "NA", "NA"),
-        ("kept", "007", "007"),
-        ("kept", '"so", <|endoftext|>, 🚀 and ü', '"so", <|endoftext|>, 🚀 and ü'),
-        ("nothing", " \n ", ""),
-        ("nothing", "@a @b https://t.co/abc", ""),
-        ("nothing", "…", ""),
-    ],
-)  # fmt: skip
-def test_cleaning(kind, cell, tweet):
-    assert prepare.clean(cell) == tweet
+
+@cases(("text", "tweet"), CLEAN)
+def test_cleaning(text, tweet):
+    assert prepare.clean(text) == tweet
 
 
 def test_the_examples_of_clean_are_right():
-    [test] = doctest.DocTestFinder(recurse=False).find(prepare.clean, "clean", globs={"clean": prepare.clean})
-    assert doctest.DocTestRunner().run(test) == (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("flag", "tweets"),
-    [
-        ("--mentions=reply", ["see @c's a@b.c"]),
-        ("--mentions=keep", ["@a @b see @c's a@b.c"]),
-        ("--mentions=strip", ["see a@b.c"]),
-        ("--urls=keep", ["see @c's a@b.c https://t.co/x"]),
-        ("--min_chars=17", []),
-    ],
-)
-def test_cleaning_switches(tweets_of, tmp_path, flag, tweets):
-    assert tweets_of(table([["text"], ["@a @b see @c's a@b.c https://t.co/x"]]), flag) == tweets
-    name, value = flag.removeprefix("--").split("=")
-    assert str(meta_of(tmp_path / "out")[name]) == value
-
-
-def test_the_link_to_a_cut_tweets_rest_is_the_sources_even_where_links_are_kept():
-    tweet = "look https://t.co/a orbit is har… https://t.co/b"
-    assert prepare.clean(tweet, prepare.Settings(urls="keep")) == "look https://t.co/a orbit is …"
-
-
-def test_cells_written_as_bytes_or_as_json(tweets_of):
-    cells = {
-        r"b'caf\xc3\xa9 it\'s \xf0\x9f\x9a\x80'": "café it's 🚀",
-        r'b"it\'s\nmine"': "it's mine",
-        "b'half of one": "b'half of one",
-        r'"caf\u00e9 \"ole\" \ud83d\ude80"': 'café "ole" 🚀',
-        '"a saying"': '"a saying"',
-        r'"a \ stroke"': r'"a \ stroke"',
-    }
-    assert tweets_of(table([["text"], *([cell] for cell in cells)])) == list(cells.values())
-
-
-# --- others' words --------------------------------------------------------------------------------
+    done = doctest.testmod(prepare)
+    assert (done.failed, done.attempted) == (0, 2)
 
 
 @pytest.mark.parametrize(
     ("column", "others", "own"),
     [
-        ("is_retweet", ["True"], ["False", "0", ""]),
-        ("isRetweet", ["t"], ["f"]),
-        ("Is Retweet", [" yes "], ["no"]),
-        ("retweet", ["1.0"], ["0.0"]),
-        ("RETWEET", ["Y"], ["N"]),
-        ("Type", ["Retweet", "quoted"], ["Quote", "Tweet"]),  # a quote is a comment of one's own
-        ("post_type", ["repost"], ["post"]),
-        ("Tweet Type", ["retweet"], [""]),
-        ("retweet", [], ["1", "0", "17"]),  # counts
-        ("retweeted", [], ["1", "True"]),  # of X's own API, which means something else
+        ("is_retweet", ["True", "t", " yes ", "Y"], ["False", "0", ""]),
+        ("isRetweet", ["1.0"], ["0.0"]),
+        ("RETWEET", ["1"], ["0"]),
+        ("Type", ["Retweet", "quoted"], ["Quote", "Tweet"]),
+        ("post_type", ["RT"], ["post"]),
+        ("Tweet Type", ["repost"], ["reply"]),
+        ("retweet", [], ["1", "0", "17"]),  # it counts, and marks nothing
+        ("retweets", [], ["1", "0"]),
+        ("retweeted", [], ["1", "True"]),  # X's word for a tweet that others passed on
     ],
 )
-def test_what_a_column_marks_as_others_words_is_dropped(tweets_of, tmp_path, column, others, own):
-    rows = [[mark, f"is {mark}"] for mark in others + own]
-    assert tweets_of(table([[column, "text"], *rows], filled="")) == [f"is {mark}".strip() for mark in own]
-    assert meta_of(tmp_path / "out")["dropped"].get("retweets", 0) == len(others)
-
-
-def test_retweets_by_their_first_letters_are_dropped(tweets_of):
-    starts = ["RT @a: ", "rt @a ", "RT@a ", "RT\u00a0@a ", '"RT @a ', "“RT @a ", "\u200bRT @a ", "RT : @a "]
-    rows = [["text"], *([f"{start}his words"] for start in starts), ["art@home"], ["Art, @home"]]
-    assert tweets_of(table(rows)) == ["art@home", "Art, @home"]
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("header", "flags", "column"),
-    [
-        ("id,text,x", (), 1),
-        ("x, FULL_TEXT ,id", (), 1),
-        ("Tweet Content,id,x", (), 0),
-        ("id,x,rawContent", (), 2),
-        ("id,Embedded_text,x", (), 1),
-        ("id,tweet-text,status", (), 1),
-        ("body,content,text", (), 2),  # in the order of the names, not of the columns
-        ("id,post,text", ["--text_column=Post"], 1),
-        ("id,my words,text", ["--text_column", "my_words"], 1),
-    ],
-)
-def test_the_text_column_is_found(tweets_of, header, flags, column):
-    rows = [[f"{i} in column {i}" for i in range(3)], *([tweet] * 3 for tweet in FILLER)]
-    assert tweets_of("\n".join([header, *map(",".join, rows)]), *flags) == [f"{column} in column {column}"]
-
-
-def test_of_text_and_full_text_the_fuller_is_taken(tweets_of):
-    rows = [["text", "full_text"], ["cut o… https://t.co/x", "cut off no more"], ["only here", ""]]
-    assert tweets_of(table(rows)) == ["cut off no more", "only here"]
-
-
-@pytest.mark.parametrize(
-    ("name", "separator", "encoding"),
-    [
-        ("in.csv", ",", "utf-8"),
-        ("in.csv", ";", "cp1252"),
-        ("in.tsv", "\t", "utf-8-sig"),
-        ("in.txt", "\t", "utf-16"),  # Excel's "Unicode text"
-        ("in.txt", ",", "utf-8"),
-        ("export", ";", "utf-8"),
-    ],
-)
-def test_a_first_line_with_a_text_column_makes_a_table(tweets_of, name, separator, encoding):
-    content = table([["id", "Tweet"], ["7", "“Füße”, two\nlines; a\ttab"]], separator)
-    assert tweets_of(content.encode(encoding), name=name) == ["“Füße”, two lines; a tab"]
-
-
-def test_odd_tables_are_read(tweets_of):
-    one = table([["id", "text"], ["1", "a"]])
-    assert tweets_of(one.replace("\n", "\r\n")) == ["a"]
-    assert tweets_of("\n\n" + one.replace("\n", "\n\n  \n")) == ["a"]
-    assert tweets_of(one.replace("\n", ",\n").replace(",\n", "\n", 1)) == ["a"]
-    assert tweets_of(one + one.replace('"a"', '"b"')) == ["a", "b"]
-
-
-def test_a_stray_byte_leaves_the_other_characters_alone(tweets_of):
-    lines = ["Füße 🚀".encode(), "Straße “quoted” … 5 €".encode("cp1252"), LINES.encode()]
-    assert tweets_of(b"\n".join(lines), name="in.txt") == ["Füße 🚀", "Straße “quoted” … 5 €"]
-
-
-def test_a_list_in_a_tweet_is_no_swallowed_row(tweets_of):
-    rows = [["id", "text"], ["1544379368478212100", "my list:\n1, cars\n2, rockets"]]
-    assert tweets_of(table(rows)) == ["my list: 1, cars 2, rockets"]
-
-
-def test_longer_than_a_post_can_be_is_dropped_and_counted(tweets_of, tmp_path):
-    cells = [["text"], ["a" * 25_000], ["b" * 25_001], ["." + " " * 1_000_000]]
-    assert tweets_of(table(cells)) == ["a" * 25_000]
-    assert meta_of(tmp_path / "out")["dropped"] == {"longer than 25,000 characters": 2}
+def test_posts_that_a_column_marks_as_others_are_dropped(make, column, others, own):
+    rows = [[mark, f"tweet {n}"] for n, mark in enumerate(others + own)]
+    done = make(table([[column, "text"], *rows]))
+    assert done.tweets == [tweet for _, tweet in rows[len(others) :]]
+    assert done.meta["dropped"] == ({"retweets": len(others)} if others else {})
 
 
 @pytest.mark.parametrize("column", ["User_Name", "author.username", "Screen Name", "account"])
-def test_one_author(tweets_of, refused, run, tmp_path, column):
-    content = table([[column, "text"], [" @NASA", "of nasa"], ["esa", "of esa"]], filled="nasa")
-    assert tweets_of(content, "--user=Nasa") == ["of nasa"]
-    assert meta_of(tmp_path / "out")["dropped"] == {"by other authors": 1}
-    assert "authors   3: 40 nasa, 1 @NASA, 1 esa; --user" in run(tmp_path / "in.csv").out
-    assert "no row by --user=me; most are by 40 nasa, 1 @NASA" in refused(content, "--user=me")
-    assert "leave out --user" in refused(LINES, "--user=nasa", name="in.txt")
+def test_one_author(make, column):
+    content = "\n".join([f"{column},text", " @NASA,of nasa", "esa,of esa", *(f"nasa,{t}" for t in FILLER)])
+    done = make(content, "--user=Nasa")
+    assert (done.tweets, done.meta["dropped"]) == (["of nasa"], {"by other authors": 1})
+    assert done.meta["user"] == "Nasa"
+    assert "3: 40 nasa, 1 @NASA, 1 esa; --user" in make(content).out
+    assert "no row by --user=me; most are by 40 nasa, 1 @NASA" in make(content, "--user=me").error
 
 
-# --- files, folders and archives ------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
+
+ONE, TWO = [["id", "text"], ["1", "NA"]], [["id", "Tweet"], ["7", "“Füße”, two\nlines; a\ttab"]]
+OF_ONE, OF_TWO = ["NA"], ["“Füße”, two lines; a tab"]
+LINES = "\n".join(FILLER)
+STRAY = ["Füße 🚀".encode(), "Straße “quoted” … 5 €".encode("cp1252"), LINES.encode()]
+LIST = [["id", "text"], ["1544379368478212100", "my list:\n1, cars\n2, rockets"]]
+FULLER = [["text", "full_text"], ["cut o… https://t.co/x", "cut off no more"], ["only here", ""]]
+CELLS = {
+    r"b'caf\xc3\xa9 it\'s \xf0\x9f\x9a\x80'": "café it's 🚀",
+    r'b"it\'s\nmine"': "it's mine",
+    "b'half of one": "b'half of one",
+    r'"caf\u00e9 \"ole\" \ud83d\ude80"': 'café "ole" 🚀',
+    '"a saying"': '"a saying"',
+    r'"a \ stroke"': r'"a \ stroke"',
+}
+RETWEETS = ["RT @a: b", "rt @a b", "RT@a b", "RT\u00a0@a b", '"RT @a b', "“RT @a", "\u200bRT @a", "RT : @a"]
+MIXED = table(["text", "@a @b see @c's a@b.c https://t.co/x", "https://t.co/y is har… https://t.co/z"])
+NUMBERS = ["0", "1", "2"]
 
 README = "What this folder holds\nand who made it"
-EXPORTS = {
-    "lines.txt": LINES,
-    "lines.txt.gz": gzip.compress(LINES.replace("\n", "\r\n").encode()),
-    "packed.csv.gz": gzip.compress(table([["id", "text"]], ";").encode()),
-    "packed.zip": zipped({"README.txt": README, "a/t.csv": table([["text"]]), "__MACOSX/x.csv": "text\nx\n"}),
-    "lines.zip": zipped({"b.txt": LINES, "picture.png": b"\x89PNG"}),
-    "tweets.js": archive(FILLER),
-    "tweet.js": archive(FILLER).replace("tweets.part", "tweet.part"),
-    "twitter.zip": zipped({
-        "data/account.js": "window.YTD.account.part0 = []", "data/README.txt": README, "x.csv": "text\nx\n",
-        "data/tweets.js": archive(FILLER[:9]), "data/tweets-part1.js": archive(FILLER[9:], 1),
-    }),
+PACKED = zipped({"README.txt": README, "a/t.csv": table(ONE), "__MACOSX/x.csv": "text\nx\n"})
+POSTS = ["RT @nasa: We landed", "Rockets &amp; cars", "good \ud83d morning", None, *FILLER]
+ARCHIVE = {
+    "data/account.js": "window.YTD.account.part0 = []", "data/README.txt": README, "x.csv": "text\nx\n",
+    "data/tweets.js": archive(FILLER[:9]), "data/tweets-part1.js": archive(FILLER[9:]),
+}  # fmt: skip
+
+READ = {  # id: (file name and flags, content, tweets)
+    "semicolons, Windows-1252": ("in.csv", table(TWO, ";").encode("cp1252"), OF_TWO),
+    "tabs with a BOM": ("in.tsv", table(TWO, "\t").encode("utf-8-sig"), OF_TWO),
+    "Excel's Unicode text": ("in.txt", table(TWO, "\t").encode("utf-16"), OF_TWO),
+    "a table named .txt": ("in.txt", table(TWO), OF_TWO),
+    "a table without a suffix": ("export", table(TWO, ";"), OF_TWO),
+    "a gzipped table": ("in.csv.gz", gzip.compress(table(TWO).encode()), OF_TWO),
+    "a zip of a table": ("in.zip", PACKED, OF_ONE),
+    "CRLF": ("in.csv", table(ONE).replace("\n", "\r\n"), OF_ONE),
+    "blank lines": ("in.csv", "\n\n" + table(ONE).replace("\n", "\n\n  \n"), OF_ONE),
+    "rows end in a comma": ("in.csv", table(ONE).replace("\n", ",\n").replace(",\n", "\n", 1), OF_ONE),
+    "repeated headers": ("in.csv", table(ONE) + table(ONE).replace("NA", "007"), ["NA", "007"]),
+    "a list is no swallowed row": ("in.csv", table(LIST), ["my list: 1, cars 2, rockets"]),
+    "cells of bytes or JSON": ("in.csv", table(["text", *CELLS]), list(CELLS.values())),
+    "retweets": ("in.csv", table(["text", *RETWEETS, "art@home", "Art, @home"]), ["art@home", "Art, @home"]),
+    "too long for a post": ("in.csv", table(["text", "a" * 25_000, "." + " " * 1_000_000]), ["a" * 25_000]),
+    "a stray byte": ("in.txt", b"\n".join(STRAY), ["Füße 🚀", "Straße “quoted” … 5 €"]),
+    "gzipped lines": ("in.txt.gz", gzip.compress(LINES.replace("\n", "\r\n").encode()), []),
+    "a zip of lines": ("in.zip", zipped({"b.txt": LINES, "picture.png": b"\x89PNG"}), []),
+    "tweets.js": ("tweets.js", archive(POSTS), ["Rockets & cars", "good \ufffd morning"]),
+    "an older tweet.js": ("tweet.js", archive(FILLER), []),
+    "X's archive": ("twitter.zip", zipped(ARCHIVE), []),
+    # the text column
+    "full text": ("in.csv", table([["x", " FULL_TEXT ", "id"], NUMBERS]), ["1"]),
+    "content": ("in.csv", table([["Tweet Content", "id", "x"], NUMBERS]), ["0"]),
+    "raw content": ("in.csv", table([["id", "x", "rawContent"], NUMBERS]), ["2"]),
+    "embedded text": ("in.csv", table([["id", "Embedded_text", "x"], NUMBERS]), ["1"]),
+    "a hyphen": ("in.csv", table([["id", "tweet-text", "status"], NUMBERS]), ["1"]),
+    "the likeliest name": ("in.csv", table([["body", "content", "text"], NUMBERS]), ["2"]),
+    "the fuller text": ("in.csv", table(FULLER), ["cut off no more", "only here"]),
+    "named": ("in.csv --text_column=Post", table([["id", "post", "text"], NUMBERS]), ["1"]),
+    "named in two words": ("in.csv --text_column my_words", table([["id", "my words"], NUMBERS[:2]]), ["1"]),
+    # how it is cleaned; the link to a cut tweet's rest is the source's, and not kept
+    "mentions kept": ("in.csv --mentions=keep", MIXED, ["@a @b see @c's a@b.c", "is …"]),
+    "mentions stripped": ("in.csv --mentions=strip", MIXED, ["see a@b.c", "is …"]),
+    "links kept": ("in.csv --urls=keep", MIXED, ["see @c's a@b.c https://t.co/x", "https://t.co/y is …"]),
+    "short ones dropped": ("in.csv --min_chars=5", MIXED, ["see @c's a@b.c"]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EXPORTS)
-def test_formats(tweets_of, name):
-    assert tweets_of(EXPORTS[name], name=name) == []
+@cases(("words", "content", "tweets"), READ)
+def test_what_is_read(make, words, content, tweets):
+    name, *flags = words.split()
+    assert make(content, *flags, name=name).tweets == tweets
 
 
-def test_in_a_folder_the_archive_wins_then_tables_then_text(run, the_error, tmp_path):
-    home = tmp_path / "in"
-    for name, content in (
-        ("LICENSE.txt", README),
-        (".venv/other.csv", "text\nhidden\n"),
-        ("data/processed.txt", "made by prepare.py"),
-        ("followers.csv", "id,name\n1,a\n"),
-        ("b.csv", table([["text"]])),
-        ("a.txt", table([["id", "text"], ["1", "first"]], "\t")),
-        ("twitter/data/account.js", "window.YTD.account.part0 = [{}]"),
-        ("twitter/data/tweets.js", archive(["the archive's", *FILLER])),
-    ):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text(content)
-    done = run(home)
-    assert lines_of(tmp_path / "out") == ["the archive's", *FILLER]
+def test_in_a_folder_the_archive_wins_then_tables_then_text(make):
+    rest = {
+        "LICENSE.txt": README,
+        ".venv/other.csv": "text\nhidden\n",
+        "data/processed.txt": "made by prepare.py",
+        "followers.csv": "id,name\n1,a\n",
+    }
+    assert "among id, name" in make(rest, name="rest").error
+    tables = rest | {"b.csv": table(["text"]), "a.txt": table(ONE, "\t")}
+    done = make(tables, name="tables")
+    assert (done.tweets, done.meta["sources"]) == (OF_ONE, ["a.txt", "b.csv"])
+    done = make(tables | {"x/data/tweets.js": archive(["the archive's", *FILLER])}, name="all")
+    assert done.tweets == ["the archive's"]
     assert done.err.count("\n") == 1 and "left out" in done.err and "b.csv" in done.err
-    (home / "twitter/data/tweets.js").unlink()
-    run(home)
-    assert lines_of(tmp_path / "out") == ["first", *FILLER]
-    assert meta_of(tmp_path / "out")["sources"] == ["a.txt", "b.csv"]
-    for name in ("a.txt", "b.csv"):
-        (home / name).unlink()
-    assert "among id, name" in the_error(run(home), "prepare.py")
 
 
-def test_long_posts_of_the_archive_are_taken_whole_from_its_notes(run, tmp_path):
-    long = "@bob The first of many words on rockets & how they are built, " + "and so on, " * 40 + "end"
+@pytest.mark.parametrize("given", ["x/data/tweets.js", "x", "x.zip"])
+def test_long_posts_of_the_archive_are_taken_whole_from_its_notes(make, given):
+    long = "The first of many words on rockets & how they are built, " + "and so on, " * 40 + "end"
     other = "Another long post" * 20
-    tweets = [
-        long.replace("&", "&amp;")[:277] + "… https://t.co/x",
-        other[:279],
-        "The first of many",
-        *FILLER,
-    ]
-    files = {"tweets.js": archive(tweets), "note-tweet.js": notes(long, other, "Lonely")}
-    home = tmp_path / "archive" / "data"
-    home.mkdir(parents=True)
-    for name, content in files.items():
-        (home / name).write_text(content)
-    (tmp_path / "x.zip").write_bytes(zipped({f"data/{name}": content for name, content in files.items()}))
-    for given in (home / "tweets.js", home.parent, tmp_path / "x.zip"):
-        done = run(given)
-        assert lines_of(tmp_path / "out") == [
-            prepare.clean(long),
-            other,
-            "Lonely",
-            "The first of many",
-            *FILLER,
-        ]
-        assert "2 beginnings of long posts" in done.out
+    cut = "@bob " + long.replace("&", "&amp;")[:272] + "… https://t.co/x"
+    notes = [{"noteTweet": {"core": {"text": text}}} for text in (f"@bob {long}", other, "Lonely")]
+    files = {
+        "data/tweets.js": archive([cut, other[:279], "The first of many", *FILLER]),
+        "data/note-tweet.js": f"window.YTD.note_tweet.part0 = {json.dumps(notes)}",
+    }
+    done = make({"x": files, "x.zip": zipped(files)}, name="", given=given)
+    assert done.tweets == [long, other, "Lonely", "The first of many"]
+    assert "2 beginnings of long posts" in done.out
 
 
-def test_an_archive_holds_retweets_escapes_surrogates_and_null(tweets_of):
-    tweets = ["RT @nasa: We landed", "Rockets &amp; cars", "good \ud83d morning", None, *FILLER]
-    assert tweets_of(archive(tweets), name="tweets.js") == ["Rockets & cars", "good \ufffd morning"]
-
-
-def test_several_files_are_joined_and_each_tweet_kept_once(command, write_csv, tmp_path):
-    first = write_csv(tmp_path / "a.csv", [["text"], ["both"], *([t] for t in FILLER[:20])])
-    second = write_csv(tmp_path / "b.csv", [["Tweet"], ["both"], *([t] for t in FILLER[20:])])
-    for words in ([first, second], [f"--input={first}", second], [tmp_path / "?.csv"], [tmp_path, first]):
-        done = command("prepare.py", *words, f"--data_dir={tmp_path / 'out'}")
-        assert sorted(lines_of(tmp_path / "out")) == sorted(["both", *FILLER])
-        meta = meta_of(tmp_path / "out")
-        assert meta["sources"] == ["a.csv", "b.csv"]
-        assert (meta["rows"], meta["dropped"]) == (42, {"duplicates": 1})
-        assert "42 rows of a.csv, b.csv" in done.out
+def test_several_files_are_joined_and_each_tweet_kept_once(make, tmp_path):
+    a, b = ["text", "both", *FILLER[:20]], ["Tweet", "both", *FILLER[20:]]
+    files = {"a.csv": "\n".join(a), "b.csv": "\n".join(b)}
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    for given, *flags in ((first, second), (second, f"--input={first}"), ("?.csv",), (tmp_path, first)):
+        done = make(files, *flags, name="", given=given)
+        assert done.tweets == ["both"] and "42 rows of a.csv, b.csv" in done.out
+        assert (done.meta["rows"], done.meta["dropped"]) == (42, {"duplicates": 1})
 
 
 ROWS = "".join(f"{100 + i},2020-01-{10 + i},{tweet}\n" for i, tweet in enumerate(FILLER[:20]))
-TABLES = {  # each is told with its line or its columns
-    "a bare separator": (f"id,date,text\n{ROWS}7,x,cold, very cold\n", "line 22: 4 cells"),
-    "a bare separator at an end": (f"id,date,text\n{ROWS}7,x,cold,\n", "line 22: 4 cells"),
-    "a bare separator at once": ("text;id;link\nhi there; it is cold;2;L2\nb;3;L3\n", "line 2: 4 cells"),
-    "fewer cells": (f"id,date,text\n{ROWS}7\n", "line 22: 1 cells"),
-    "fewer cells, blank lines": (f"id,date,text\n\n{ROWS}\n7,x\n", "line 24: 2 cells"),
-    "swallowed rows": (f'id,date,text\n7,x,"a\n{ROWS}8,x,b"\n{ROWS}', "line 2: a stray quote"),
-    "swallowed rows, text first": ('text,id\na,10\n"b,11\nc,12\nd",13\ne,14\n', "line 3: a stray quote"),
-    "a quote without an end": (f'id,date,text\n{ROWS}7,x,"open\n{ROWS}', "line 22: a stray quote"),
-    "quotes escaped by a stroke": ('id,text\n1,"he said \\"hi\\", loud"\n', "line 2: a stray quote"),
-    "empty": ("\n\n", "empty"),
-    "no column": ("id,when\n1,2\n", "among id, when: name one with --text_column"),
-    "a likely column": ("id,words\n" + "1,one speaks at length here\n" * 9, "--text_column='words'"),
-    "bytes": (bytes(range(256)) * 20, "no column"),
-    "missing": (None, "no such file"),
-}
-FILES = {
-    "gone-*.csv": (None, "no such file"),
-    "half.csv.gz": (EXPORTS["packed.csv.gz"][:-20], "cannot be read"),
-    "no.csv.gz": ("text\nhello", "zipped"),
-    "half.zip": (EXPORTS["packed.zip"][:-30], "cannot be read"),
-    "nothing.zip": (zipped({"a.png": "x"}), "no .csv"),
-    "spreadsheet.xlsx": (zipped({"workbook.xml": "<x>"}), "save a spreadsheet or JSON as a CSV"),
-    "some.json": ('[{"text": "a"}]', "save a spreadsheet or JSON as a CSV"),
-    "tweets.js": (EXPORTS["tweets.js"][:-40], "tweets.js"),
-    "other.js": ("window.YTD.account.part0 = [1]", "tweets.js"),
+WORDY = "id,words\n" + "1,one speaks at length here\n" * 9
+
+REFUSED = {  # id: (file name and flags, content, what is told)
+    "missing": ("in.csv", {}, "no such file"),
+    "a pattern for nothing": ("gone-*.csv", {}, "no such file"),
+    "empty": ("in.csv", "\n\n", "empty"),
+    "no column": ("in.csv", "id,when\n1,2\n", "among id, when: name one with --text_column"),
+    "a likely column": ("in.csv", WORDY, "--text_column='words'"),
+    "bytes": ("in.csv", bytes(range(256)) * 20, "no column"),
+    "half a gz": ("in.csv.gz", gzip.compress(table(TWO).encode())[:-20], "cannot be read"),
+    "no gz": ("in.csv.gz", "text\nhello", "zipped"),
+    "half a zip": ("in.zip", PACKED[:-30], "cannot be read"),
+    "a zip of nothing": ("in.zip", zipped({"a.png": "x"}), "no .csv"),
+    "a spreadsheet": ("in.xlsx", zipped({"workbook.xml": "<x>"}), "save a spreadsheet or JSON as a CSV"),
+    "json": ("in.json", '[{"text": "a"}]', "save a spreadsheet or JSON as a CSV"),
+    "half a tweets.js": ("tweets.js", archive(FILLER)[:-40], "is damaged"),
+    "another js": ("account.js", "window.YTD.account.part0 = [1]", "tweets.js"),
+    "a table without authors": ("in.csv --user=nasa", table(ONE), "leave out --user"),
+    "lines without authors": ("in.txt --user=nasa", LINES, "leave out --user"),
+    # rows whose cells may be shifted, with their line
+    "a bare comma": ("in.csv", f"id,date,text\n{ROWS}7,x,cold, very cold\n", "line 22: 4 cells"),
+    "a bare comma at an end": ("in.csv", f"id,date,text\n{ROWS}7,x,cold,\n", "line 22: 4 cells"),
+    "a bare separator at once": ("in.csv", "text;id;x\nhi; it is cold;2;L2\nb;3;L3\n", "line 2: 4 cells"),
+    "a short row": ("in.csv", f"id,date,text\n{ROWS}7\n", "line 22: 1 cells"),
+    "a short row, blank lines": ("in.csv", f"id,date,text\n\n{ROWS}\n7,x\n", "line 24: 2 cells"),
+    "swallowed rows": ("in.csv", f'id,date,text\n7,x,"a\n{ROWS}8,x,b"\n{ROWS}', "line 2: a stray quote"),
+    "swallowed, text first": ("in.csv", 'text,id\na,10\n"b,11\nc,12\nd",13\ne,14\n', "line 3: a stray quote"),
+    "a quote without an end": ("in.csv", f'id,date,text\n{ROWS}7,x,"open\n{ROWS}', "line 22: a stray quote"),
+    "quotes escaped by a stroke": ("in.csv", 'id,text\n1,"he \\"hi\\", loud"\n', "line 2: a stray quote"),
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        *(pytest.param("in.csv", *harm, id=kind) for kind, harm in TABLES.items()),
-        *(pytest.param(name, *harm, id=name) for name, harm in FILES.items()),
-    ],
-)
-def test_what_cannot_be_used_is_refused_in_one_line(refused, name, content, told):
-    error = refused(content, name=name)
+@cases(("words", "content", "told"), REFUSED)
+def test_what_cannot_be_used_is_refused_in_one_line(make, words, content, told):
+    name, *flags = words.split()
+    error = make(content, *flags, name=name).error
     assert told in error and name in error
 
 
 @pytest.mark.parametrize(
-    ("content", "flags", "told"),
+    ("content", "told"),
     [
-        ("text\n", [], "cleaning left none of 0 rows"),
-        ("text\n@a\nhttps://t.co/x\n", [], "none of 2 rows (2 empty): wrong column?"),
-        ("text\nRT @a: b\nRT @a: c\n", [], "none of 2 rows (2 retweets)\n"),
-        ("text\nalone\n", [], "1 tweets are too few"),
-        (table([["text"]]), ["--user=nasa"], "no column of authors among text; leave out --user"),
+        ("text\n", "cleaning left none of 0 rows"),
+        ("text\n@a\nhttps://t.co/x\n", "none of 2 rows (2 empty): wrong column?"),
+        ("text\nRT @a: b\nRT @a: c\n", "none of 2 rows (2 retweets)\n"),
+        (f"text\n{'a' * 25_001}", "none of 1 rows (1 longer than 25,000 characters)"),
+        ("text\nalone\n", "1 tweets are too few"),
     ],
 )
-def test_where_nothing_is_left_the_reason_is_told(refused, content, flags, told):
-    assert told in refused(content, *flags) + "\n"
+def test_where_nothing_is_left_the_reason_is_told(make, content, told):
+    assert told in make(content).error + "\n"
 
 
 # --- splitting and tokens -------------------------------------------------------------------------
 
 
-# "Straße 0" and "Straße 5" tell casefold() from lower(), and the robot alone is in val
-@pytest.mark.parametrize("tweet", ["🚀", "🤖", "...", "a_b", "Straße 0", "Straße 5", *FILLER[:20]])
-def test_the_split_is_decided_by_letters_and_digits_alone(tweet):
-    assert prepare.held_out(tweet) == is_val(tweet)
-    if prepare.letters(tweet):  # a text of signs alone is its own key
-        for variant in (tweet.upper(), tweet.lower(), f"{tweet}!", f"“{tweet}”", tweet.replace(" ", "_")):
-            assert prepare.held_out(variant) == is_val(tweet), variant
+def test_the_split_is_decided_by_letters_and_digits_alone():
+    # "Straße 0" and "Straße 5" tell casefold() from lower()
+    for tweet in ["a_b", "Straße 0", "Straße 5", *FILLER[:20]]:
+        variants = [tweet, tweet.upper(), tweet.lower(), f"{tweet}!", f"“{tweet}”", tweet.replace(" ", "_")]
+        assert {prepare.held_out(variant) for variant in variants} == {is_val(tweet)}, tweet
+    for signs in ("🚀", "🤖", "..."):  # their own keys; the robot alone is in val
+        assert prepare.held_out(signs) == is_val(signs), signs
 
 
 def test_the_tokens_are_gpt2s(tokenizer):
     for text, ids in (("Hello world", [15496, 995]), ("🚀", [8582, 248, 222])):
         assert tokenizer.encode_ordinary(text) == ids and tokenizer.decode(ids) == text
-    assert tokenizer.n_vocab == 50257 and tokenizer.eot_token == END
+    assert tokenizer.n_vocab == 50257 and tokenizer.eot_token == END == 50256
     assert prepare.encode(tokenizer, "Tesla") == [11938] and prepare.encode(tokenizer, "") == []
     assert prepare.encode(tokenizer, "<|endoftext|>") == [1279, 91, 437, 1659, 5239, 91, 29]
     texts = prepare.token_texts()
@@ -516,62 +394,42 @@ def test_tweets_encoded_together_have_the_tokens_of_each_alone(tokenizer, texts)
 
 
 def test_the_sample_is_written_as_documented(prepared, tokenizer):
-    folder, meta = prepared.folder, meta_of(prepared.folder)
-    assert sorted(path.name for path in folder.iterdir()) == OUTPUTS
-    tweets = lines_of(folder)
+    assert sorted(path.name for path in prepared.folder.iterdir()) == OUTPUTS
+    tweets, meta = read_back(prepared.folder)
     assert len(set(tweets)) == len(tweets) and all(t and t == " ".join(t.split()) for t in tweets)
-    for name, part in (
-        ("train", [t for t in tweets if not is_val(t)]),
-        ("val", [t for t in tweets if is_val(t)]),
-    ):
-        path = folder / f"{name}.bin"
-        assert read_bin(path, tokenizer) == part
-        counts = collections.Counter(np.fromfile(path, "<u2").tolist())
-        assert counts[END] == len(part) + 1 == meta[f"{name}_tweets"] + 1
-        assert meta[f"{name}_tokens"] * 2 == path.stat().st_size
+    for name, side in (("train", False), ("val", True)):
+        part = [tweet for tweet in tweets if is_val(tweet) == side]
+        ids = np.fromfile(prepared.folder / f"{name}.bin", "<u2").tolist()
+        assert tokenizer.decode(ids) == "".join(f"<|endoftext|> {t}" for t in part) + "<|endoftext|>"
+        assert ids.count(END) - 1 == len(part) == meta[f"{name}_tweets"]
+        assert (len(ids), len(set(ids))) == (meta[f"{name}_tokens"], meta[f"{name}_distinct_tokens"])
         assert meta[f"{name}_bytes"] == sum(len(tweet.encode()) + 1 for tweet in part)
-        assert meta[f"{name}_distinct_tokens"] == len(counts)
     assert meta["tweets"] == len(tweets) == meta["rows"] - sum(meta["dropped"].values())
     assert {"retweets", "duplicates", "empty"} <= meta["dropped"].keys()
     assert (meta["tokenizer"], meta["leading_space"]) == ("gpt2", True)
     assert meta["sources"] == ["sample_tweets.csv"]
-    assert meta["train_sha256"] == hashlib.sha256((folder / "train.bin").read_bytes()).hexdigest()
-
-
-def test_the_same_tweets_under_another_name_are_the_same_tokens(prepared, run, repo, tmp_path):
-    (tmp_path / "renamed.csv").write_bytes((repo / "data" / "sample_tweets.csv").read_bytes())
-    run(tmp_path / "renamed.csv")
-    for name in ("processed.txt", "train.bin", "val.bin"):
-        assert (tmp_path / "out" / name).read_bytes() == (prepared.folder / name).read_bytes()
-    assert meta_of(tmp_path / "out")["train_sha256"] == meta_of(prepared.folder)["train_sha256"]
+    assert meta["train_sha256"] == hashlib.sha256((prepared.folder / "train.bin").read_bytes()).hexdigest()
 
 
 # --- what the user sees ---------------------------------------------------------------------------
 
 
 def test_the_summary_tells_what_was_done(prepared):
-    meta = meta_of(prepared.folder)
+    tweets, meta = read_back(prepared.folder)
     told = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", prepared.out)}
-    numbers = [
-        f"{name}_{what}"
-        for name in ("train", "val")
-        for what in ("tweets", "tokens", "bytes", "distinct_tokens")
-    ]
-    assert {meta[name] for name in ["rows", "tweets", *numbers]} | set(meta["dropped"].values()) <= told
-    assert lines_of(prepared.folder)[0][:50] in prepared.out
-    assert prepared.err == ""
-
-
-def test_the_next_command_names_the_folder_that_it_wrote(prepared):
+    counted = ("tweets", "tokens", "bytes", "distinct_tokens")
+    keys = ["rows", "tweets", *(f"{name}_{what}" for name in ("train", "val") for what in counted)]
+    assert {meta[key] for key in keys} | set(meta["dropped"].values()) <= told
+    assert tweets[0][:50] in prepared.out and prepared.err == ""
+    # the next command names the folder that this one wrote
     words = shlex.split(prepared.out.splitlines()[-1])
-    folder = prepared.folder
     assert words[:4] == ["next", sys.orig_argv[0], "train.py", "config/elon.py"]
-    assert words[4:] == [f"--data_dir={folder}", f"--out_dir=out/{folder.name}"]
+    assert words[4:] == [f"--data_dir={prepared.folder}", f"--out_dir=out/{prepared.folder.name}"]
 
 
-def test_a_dry_run_shows_ten_tweets_and_writes_nothing(run, write_csv, tmp_path):
-    rows = [["@a Hi &amp; bye\x1b[2J"], ["@b"], ["RT @c: d"], *([tweet] for tweet in FILLER)]
-    done = run(write_csv(tmp_path / "in.csv", [["text"], *rows]), "--dry_run")
+def test_a_dry_run_shows_ten_tweets_and_writes_nothing(command, tmp_path):
+    write(tmp_path / "in.csv", table(["text", "@a Hi &amp; bye\x1b[2J", "@b", "RT @c: d"]))
+    done = command("prepare.py", tmp_path / "in.csv", "--dry_run", f"--data_dir={tmp_path / 'out'}")
     assert done.code == 0, done.err
     assert done.out.startswith("before  @a Hi &amp; bye\\x1b[2J\nafter   Hi & bye\\x1b[2J\n")
     assert "after   (dropped: empty)" in done.out and "after   (dropped: retweets)" in done.out
@@ -579,46 +437,42 @@ def test_a_dry_run_shows_ten_tweets_and_writes_nothing(run, write_csv, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_terminal_that_lacks_a_character_shows_it_escaped(shell, write_csv, repo, tmp_path):
-    path = write_csv(tmp_path / "in.csv", [["text"], ["火星 🚀 é"], *([tweet] for tweet in FILLER)])
-    env = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    for flag in ("--dry_run", "--min_chars=2"):
-        done = shell(repo / "prepare.py", path, flag, f"--data_dir={tmp_path / 'out'}", env=env, cwd=tmp_path)
-        assert done.code == 0, done.err
-        assert "\\u706b\\u661f \\U0001f680 \\xe9" in done.out
+@pytest.mark.parametrize("flag", ["--dry_run", "--min_chars=1"])
+def test_a_terminal_that_lacks_a_character_shows_it_escaped(shell, repo, tmp_path, flag):
+    write(tmp_path / "in.csv", table(["text", "火星 🚀 é"]))
+    words = [repo / "prepare.py", tmp_path / "in.csv", f"--data_dir={tmp_path / 'out'}", flag]
+    done = shell(*words, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "\\u706b\\u661f \\U0001f680 \\xe9" in done.out
 
 
-# --- without input --------------------------------------------------------------------------------
+def test_without_input_the_tweets_are_fetched_once(command, tmp_path):
+    packed, data = tmp_path / "tweets.zip", tmp_path / "data"
+    write(packed, zipped({"readme.txt": "hello", "any.csv": table([["id", "text"]])}))
+    words = ["prepare.py", f"--data_dir={data}", f"--download_url={packed.as_uri()}"]
+    assert command(*words).code == 0
+    tweets, meta = read_back(data)
+    assert (tweets, meta["sources"]) == (FILLER, ["elon_musk_tweets.csv"])
+    packed.unlink()  # the second run uses the file that was kept
+    assert command(*words).err == ""
+    assert sorted(path.name for path in data.iterdir()) == sorted([*OUTPUTS, "elon_musk_tweets.csv"])
 
-DOWNLOADS = {
-    "tweets.zip": (zipped({"readme.txt": "hello", "any.csv": table([["id", "text"]])}), ""),
-    "garbage": (b"<html>Please log in</html>" * 100, "not a zip"),
-    "cut-off.zip": (zipped({"any.csv": table([["text"]])})[:-30], "not a zip"),
-    "no-csv.zip": (zipped({"readme.txt": "hello"}), "StopIteration"),
-    "gone.zip": (None, "No such file"),
+
+NO_DOWNLOAD = {  # id: (what is fetched or the address, what is told)
+    "a web page": (b"<html>Please log in</html>" * 100, "not a zip"),
+    "no table": (zipped({"readme.txt": "hello"}), "StopIteration"),
+    "no server": ("http://127.0.0.1:9/x.zip", "refused"),
 }
 
 
-@pytest.mark.parametrize("name", DOWNLOADS)
-def test_without_input_the_tweets_are_fetched_once_or_the_sample_is_used_aloud(command, tmp_path, name):
-    content, problem = DOWNLOADS[name]
-    if content:
-        (tmp_path / name).write_bytes(content)
-    data, url = tmp_path / "data", (tmp_path / name).as_uri() if name else ""
+@cases(("url", "problem"), NO_DOWNLOAD)
+def test_without_a_download_the_sample_is_used_aloud(command, tmp_path, url, problem):
+    if isinstance(url, bytes):
+        write(tmp_path / "x.zip", url)
+        url = (tmp_path / "x.zip").as_uri()
+    data = tmp_path / "data"
     done = command("prepare.py", f"--data_dir={data}", f"--download_url={url}")
-    assert done.code == 0, done.err
-    [source] = meta_of(data)["sources"]
-    if problem:
-        assert source == "sample_tweets.csv"
-        told = done.err.splitlines()[-1]
-        assert all(word in told for word in (problem, source, prepare.KAGGLE_PAGE, str(data)))
-    else:
-        assert (source, lines_of(data)) == (prepare.CSV_NAME, FILLER)
-        (tmp_path / name).unlink()  # the second run uses the file that was kept
-        assert command("prepare.py", f"--data_dir={data}", f"--download_url={url}").err == ""
-    assert sorted({path.name for path in data.iterdir()} - {prepare.CSV_NAME}) == OUTPUTS
-
-
-def test_a_server_that_cannot_be_reached(command, tmp_path):
-    done = command("prepare.py", f"--data_dir={tmp_path}", "--download_url=http://127.0.0.1:9/x.zip")
-    assert done.code == 0 and "refused" in done.err and "Traceback" not in done.err
+    assert done.code == 0 and read_back(data)[1]["sources"] == ["sample_tweets.csv"]
+    for word in (problem, "sample_tweets.csv", "https://www.kaggle.com/datasets/", str(data)):
+        assert word in done.err.splitlines()[-1]
+    assert sorted(path.name for path in data.iterdir()) == OUTPUTS

@@ -44,9 +44,7 @@ def test_links_point_at_the_lines_that_they_name():
     for name, file, line in links:
         found = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
         assert re.match(rf"\s*(class|def) {name}\b", found), f"{file}:{line} is not {name}"
-    for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", README) + re.findall(
-        r'src="(?!http)([^"]+)"', README
-    ):
+    for path in re.findall(r"""(?:\]\(|src=")(?!https?:|#)([^)#"]+)""", README):
         assert (ROOT / path).exists(), path
 
 
@@ -59,21 +57,13 @@ def numbers_in(value):
     return [float(value)] if isinstance(value, int | float) and math.isfinite(value) else []
 
 
-def results():
-    """(figure as printed, its row) of the tables in the README's section on results."""
-    for section in re.split(r"^(?=## )", README, flags=re.MULTILINE):
-        if not re.match(r"## .*\b[Rr]esults?\b", section):
-            continue
-        for row in re.findall(r"^\|.*\|$", section, re.MULTILINE):
-            # the first column says what is measured, in which numbers are no results
-            for cell in re.sub(r"\]\([^)]*\)", "]", row).strip("|").split("|")[1:]:
-                for figure in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?", cell):
-                    yield figure, row
-
-
 def test_the_figures_in_the_results_are_those_measured():
     measured = numbers_in(json.loads((ROOT / "out" / "reference" / "bench.json").read_text("utf-8")))
-    figures = list(results())
+    sections = re.findall(r"^## [^\n]*\bresults?\b.*?(?=^## |\Z)", README, re.M | re.S | re.I)
+    text = re.sub(r"\]\([^)]*\)", "]", "".join(sections))
+    # the first column says what is measured, in which numbers are no results
+    rows = re.findall(r"^\|[^|]*\|(.*)\|$", text, re.M)
+    figures = [(number, row) for row in rows for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?", row)]
     assert len(figures) > 8
     for figure, row in figures:
         shown, decimals = float(figure.replace(",", "")), len(figure.partition(".")[2])
