@@ -185,7 +185,7 @@ def test_one_author(make, column):
 
 # --- reading --------------------------------------------------------------------------------------
 
-ONE, TWO = [["id", "text"], ["1", "NA"]], [["id", "Tweet"], ["7", "“Füße”, two\nlines; a\ttab"]]
+ONE, TWO = [["id", "text"], ["1", "NA"]], [["Tweet", "id"], ["“Füße”, two\nlines; a\ttab", "7"]]
 OF_ONE, OF_TWO = ["NA"], ["“Füße”, two lines; a tab"]
 LINES = "\n".join(FILLER)
 STRAY = ["Füße 🚀".encode(), "Straße “quoted” … 5 €".encode("cp1252"), LINES.encode()]
@@ -199,7 +199,7 @@ CELLS = {
     '"a saying"': '"a saying"',
     r'"a \ stroke"': r'"a \ stroke"',
 }
-RETWEETS = ["RT @a: b", "rt @a b", "RT@a b", "RT\u00a0@a b", '"RT @a b', "“RT @a", "\u200bRT @a", "RT : @a"]
+RETWEETS = ["RT @a: b", "RT@a", "RT\u00a0@a", '"rt @a', "“RT @a", "\u200bRT @a", "RT : @a", "RT &#64;a"]
 MIXED = table(["text", "@a @b see @c's a@b.c https://t.co/x", "https://t.co/y is har… https://t.co/z"])
 NUMBERS = ["0", "1", "2"]
 
@@ -227,8 +227,10 @@ READ = {  # id: (file name and flags, content, tweets)
     "cells of bytes or JSON": ("in.csv", table(["text", *CELLS]), list(CELLS.values())),
     "retweets": ("in.csv", table(["text", *RETWEETS, "art@home", "Art, @home"]), ["art@home", "Art, @home"]),
     "too long for a post": ("in.csv", table(["text", "a" * 25_000, "." + " " * 1_000_000]), ["a" * 25_000]),
+    "lines like a header": ("in.txt", f"Tweet\n{LINES}", ["Tweet"]),
     "a stray byte": ("in.txt", b"\n".join(STRAY), ["Füße 🚀", "Straße “quoted” … 5 €"]),
     "gzipped lines": ("in.txt.gz", gzip.compress(LINES.replace("\n", "\r\n").encode()), []),
+    "a folder of lines": ("in", {"a.txt": LINES, "data/processed.txt": "made by prepare.py"}, []),
     "a zip of lines": ("in.zip", zipped({"b.txt": LINES, "picture.png": b"\x89PNG"}), []),
     "tweets.js": ("tweets.js", archive(POSTS), ["Rockets & cars", "good \ufffd morning"]),
     "an older tweet.js": ("tweet.js", archive(FILLER), []),
@@ -268,7 +270,8 @@ def test_in_a_folder_the_archive_wins_then_tables_then_text(make):
     tables = rest | {"b.csv": table(["text"]), "a.txt": table(ONE, "\t")}
     done = make(tables, name="tables")
     assert (done.tweets, done.meta["sources"]) == (OF_ONE, ["a.txt", "b.csv"])
-    done = make(tables | {"x/data/tweets.js": archive(["the archive's", *FILLER])}, name="all")
+    packed = zipped({"data/tweets.js": archive(["the archive's", *FILLER])})
+    done = make(tables | {"twitter.zip": packed}, name="all")
     assert done.tweets == ["the archive's"]
     assert done.err.count("\n") == 1 and "left out" in done.err and "b.csv" in done.err
 
