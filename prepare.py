@@ -151,7 +151,7 @@ def find_csv(settings, data_dir):
         print(f"fetching the tweets from {url}", file=sys.stderr)
         with urllib.request.urlopen(url, timeout=10) as response:
             packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
-        name = next(name for name in packed.namelist() if name.lower().endswith(".csv"))
+        name = next((name for name in packed.namelist() if name.lower().endswith(".csv")), CSV_NAME)
         with written_whole(path, "wb") as file:
             file.write(packed.read(name))
         return path

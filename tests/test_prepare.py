@@ -463,7 +463,7 @@ def test_without_input_the_tweets_are_fetched_once(command, tmp_path):
 
 NO_DOWNLOAD = {  # id: (what is fetched or the address, what is told)
     "a web page": (b"<html>Please log in</html>" * 100, "not a zip"),
-    "no table": (zipped({"readme.txt": "hello"}), "StopIteration"),
+    "no table": (zipped({"readme.txt": "hello"}), "no item named"),
     "no server": ("http://127.0.0.1:9/x.zip", "refused"),
 }
 
