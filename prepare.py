@@ -588,15 +588,14 @@ def describe(files, settings, tokenizer, authors, dropped):
     meta = {"sources": [file.name for file in files]} | {key: getattr(settings, key) for key in options}
     meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": authors.total(), "dropped": dict(dropped)}
     meta["tweets"] = authors.total() - dropped.total()
-    n_bytes = np.array([len(tokenizer.decode_single_token_bytes(token)) for token in range(VOCAB_SIZE)])
-    # a tweet's own bytes and one for its end, which is scored too: as many as with its leading space
-    n_bytes[END_OF_TEXT] = 0
     train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
     for name, ids in (("train", train), ("val", val)):
-        distinct, counts = np.unique(ids, return_counts=True)
-        meta[f"{name}_tweets"] = int(counts[-1]) - 1  # the last id is that of <|endoftext|>
+        distinct, counts = np.unique(ids, return_counts=True)  # the last is <|endoftext|>
+        meta[f"{name}_tweets"] = int(counts[-1]) - 1
         meta[f"{name}_tokens"], meta[f"{name}_distinct_tokens"] = len(ids), len(distinct)
-        meta[f"{name}_bytes"] = int(n_bytes[distinct] @ counts)
+        # a tweet's leading space stands for the byte of its end, which is scored too
+        n_bytes = [len(tokenizer.decode_single_token_bytes(token)) for token in distinct[:-1]]
+        meta[f"{name}_bytes"] = int(counts[:-1] @ n_bytes)
     meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
     return meta | {"train_sha256": hashlib.sha256(train).hexdigest()}
 

@@ -310,14 +310,16 @@ class Run:
         path = self.out_dir / "last.pt"
         model = GPT.load(path)
         if "settings" not in model.notes:
-            raise UserError(f"cannot resume {path}: it holds weights only, or is of an earlier version")
+            why = "it holds weights only, or is of an earlier version"
+            raise UserError(f"cannot resume {path}: {why}; start anew")
         before, now = model.notes["settings"], dataclasses.asdict(self.settings)
-        changed = sorted(key for key in now.keys() - FREE_TO_CHANGE if now[key] != before[key])
+        changed = sorted(key for key in now.keys() - FREE_TO_CHANGE if now[key] != before.get(key))
         if changed:
-            why = ", ".join(f"{key} changed from {before[key]} to {now[key]}" for key in changed)
+            why = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
             raise UserError(f"cannot resume {path}: {why}; give the same preset and flags, or start anew")
         if not np.array_equal(model.tokens.numpy(), train_data):
-            raise UserError(f"cannot resume {path}: {self.settings.data_dir} holds other tweets than it read")
+            why = f"it was trained on other tweets than those in {self.settings.data_dir}"
+            raise UserError(f"cannot resume {path}: {why}; set data_dir to theirs, or start anew")
         if (done := model.notes["iteration"]) > self.max_iters:
             why = f"{done:,} iterations are done, of {self.max_iters:,}"
             raise UserError(f"cannot resume {path}: {why}; raise max_iters or epochs")
