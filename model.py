@@ -9,8 +9,10 @@
     model = GPT.load("out/best.pt")
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
-Read it from the top: attention, MLP, block; the two vocabularies, which turn ids into vectors and what the
-network has made of them into scores of ids; then the GPT that holds all of it, writes text, and is saved.
+
+Read it from the top: attention, MLP, block and vocabulary, then the GPT that holds them, writes text and is
+saved. That is GPT-2, and a reader may stop there. What a small corpus needs comes last: noise, and a
+vocabulary in which rare tokens share what they learn.
 
 Names are GPT-2's: wte and wpe embed tokens and positions, h are the blocks, ln is a LayerNorm, c_attn makes
 queries, keys and values, c_fc widens, c_proj maps back to C channels.
@@ -18,6 +20,7 @@ queries, keys and values, c_fc widens, c_proj maps back to C channels.
 
 import dataclasses
 import math
+import pathlib
 import pickle
 import zlib
 from dataclasses import dataclass
@@ -29,14 +32,7 @@ import torch.nn.functional as F
 
 from config import UserError, written_whole
 
-# what torch and Python raise for a file that is no checkpoint, or that does not fit its own config
-UNUSABLE = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OSError),
-    pickle.UnpicklingError,
-)
 END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tweet begins
-LOSS_CHUNK = 128  # positions whose logits are made at a time: they fit the cache, which is twice as fast
-MAX_PIECES = 24  # of a token's spelling
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,9 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128
     dropout: float = 0.0
-    noise: float = 0.0
     separate_tweets: bool = False
     cut: float = 0.0
-    n_before: int = 0
+    noise: float = 0.0
     compact_vocab: bool = False
     spelling: int = 0
 
@@ -67,14 +62,15 @@ class GPTConfig:
 
 # --- the network ----------------------------------------------------------------------------------
 
+SHORT_WINDOW = 128  # tokens; up to here attention, spelled out, is faster on a CPU than PyTorch's fused one
+
 
 class CausalSelfAttention(nn.Module):
     """Every token looks at itself and the tokens before it, in n_head different ways at once.
 
     A token's query q says what it looks for, its key k what it offers, its value v what it passes on.
     A head computes softmax(q @ k.T / sqrt(C / n_head)) @ v, with the softmax over only the tokens that
-    each may look at (Vaswani et al. 2017, "Attention Is All You Need"). For windows as short as a tweet this
-    is faster, spelled out, than PyTorch's fused function.
+    each may look at (Vaswani et al. 2017, "Attention Is All You Need").
     """
 
     def __init__(self, config):
@@ -90,21 +86,18 @@ class CausalSelfAttention(nn.Module):
         heads = (B, T, self.n_head, C // self.n_head)
         return [part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=-1)]
 
-    def weights(self, q, k, mask=None):
-        """How much each of T tokens looks at each of S, of which it is among the last T.
+    def attention(self, q, k, mask):
+        """How much each of the T tokens of q looks at each of the S of k: (B, n_head, T, S); rows sum to 1.
 
-        q (B, n_head, T, C / n_head), k (B, n_head, S, C / n_head) -> (B, n_head, T, S); rows sum to 1.
+        mask: what each may look at, boolean, (B, 1, T, S).
         """
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-        if mask is None:
-            T, S = scores.shape[-2:]
-            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         return scores.masked_fill(~mask, -math.inf).softmax(-1)
 
-    def forward(self, x, mask=None, cache=None, start=0):
+    def forward(self, x, mask, cache=None, start=0):
         """(B, T, C) -> (B, T, C), for T tokens that `start` others precede.
 
-        mask: what each token may look at, boolean, (B, 1, T, start + T), or None for all before it.
+        mask: what each token may look at, boolean, (B, 1, T, start + T).
         cache: (2, B, n_head, block_size, C / n_head), the keys and values of those `start` tokens; those
         of x are written into it.
         """
@@ -114,7 +107,10 @@ class CausalSelfAttention(nn.Module):
             cache[0, :, :, start : start + T] = k
             cache[1, :, :, start : start + T] = v
             k, v = cache[:, :, :, : start + T]
-        y = self.weights(q, k, mask).to(v.dtype) @ v  # (B, n_head, T, C / n_head)
+        if x.is_cuda or T > SHORT_WINDOW:
+            y = F.scaled_dot_product_attention(q, k, v, mask)
+        else:
+            y = self.attention(q, k, mask).to(v.dtype) @ v  # (B, n_head, T, C / n_head)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads' results side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -144,7 +140,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask=None, cache=None, start=0):
+    def forward(self, x, mask, cache=None, start=0):
         """(B, T, C) -> (B, T, C); the rest as in CausalSelfAttention.forward."""
         x = x + self.attn(self.ln_1(x), mask, cache, start)
         return x + self.mlp(self.ln_2(x))
@@ -164,166 +160,38 @@ class Vocabulary(nn.Module):
         """(B, T) -> (B, T, C)."""
         return self.wte(idx)
 
-    def head(self):
+    def scorers(self):
         """The vectors and biases that score the next token: (V, C) and none."""
         return self.wte.weight, None
 
-    def logits(self, hidden, head):
+    def logits(self, hidden, scorers):
         """Scores whose softmax is the distribution of the next id: (…, C) -> (…, V)."""
-        return F.linear(hidden, *head)
+        return F.linear(hidden, *scorers)
 
     def loss(self, hidden, targets):
         """-ln p of each target, 0 where it is -1: (N, C) and (N,) -> (N,), in nats."""
-        return cross_entropy(hidden, self.head(), targets)
+        return cross_entropy(hidden, self.scorers(), targets)
 
 
-class SmallVocabulary(nn.Module):
-    """For a small corpus, in which most ids never occur: a row of `wte` for each id seen twice or more, and
-    shared rows for the rest, by look.
+def cross_entropy(hidden, scorers, targets):
+    """-ln p of each target, 0 where it is -1: hidden (N, C), targets (N,) -> (N,).
 
-    The tokens that were seen once share a row with those that look alike, also those never seen, and so
-    teach where new tokens are likely, and of which look. How likely follows from Good and Turing (Good 1953,
-    "The Population Frequencies of Species"): if N1 tokens occur once in the training data and N2 twice, as
-    much new text holds 2 * N2 of the former and N1 tokens that never occurred. So rare tokens are
-    (N1 + 2 * N2) / N1 times as frequent there as in training, and that is added to their rows' scores
-    outside of training; within a row, `within` gives each id its share.
+    The logits are made for some positions at a time: on a CPU for so few that they fit its cache, which is
+    twice as fast. Under autocast they are rounded to half precision, the sums over them are not.
     """
-
-    def __init__(self, config, counts, tables):
-        """counts: (V,) how often each id occurs in the training tokens; tables: what describe() makes."""
-        super().__init__()
-        kept = (counts >= 2).nonzero()[:, 0]
-        row_of, n_shared = shared_rows(counts, tables)
-        row_of[kept] = torch.arange(len(kept)) + n_shared
-        rows = torch.zeros(n_shared + len(kept)).index_add_(0, row_of, counts.float())
-        self.wte = nn.Embedding(len(rows), config.n_embd)
-        # where the scores start: the log of how frequent each row is, where 0 counts as a half
-        self.bias = nn.Parameter((rows.clamp(min=0.5) / rows.sum()).log())
-        self.spell = None
-        if config.spelling:
-            self.spell = nn.EmbeddingBag(config.spelling + 1, config.n_embd, mode="sum", padding_idx=0)
-
-        once, twice = (max(1, int((counts == n).sum())) for n in (1, 2))
-        share_of_once = 2 * twice / (once + 2 * twice)
-        boost = math.log((once + 2 * twice) / once)
-        pieces = tables["pieces"].int()
-        self.keep("kept", kept)
-        self.keep("row_of", row_of)
-        self.keep("within", within_rows(row_of, counts, share_of_once))
-        self.keep("boost", torch.zeros(len(rows)).index_fill_(0, torch.arange(n_shared), boost))
-        self.keep("pieces", pieces)
-        self.keep("scale", (pieces > 0).sum(1, keepdim=True).clamp(min=1).rsqrt())
-
-    def keep(self, name, table):
-        self.register_buffer(name, table, persistent=False)  # made anew when a checkpoint is loaded
-
-    def spelled(self, ids):
-        """The sum of the vectors of each id's n pieces, over sqrt(n): (n,) -> (n, C)."""
-        return self.spell(self.pieces[ids]) * self.scale[ids]
-
-    def embed(self, idx):
-        """(B, T) -> (B, T, C)."""
-        x = self.wte(self.row_of[idx])
-        return x if self.spell is None else x + self.spelled(idx.flatten()).view_as(x)
-
-    def head(self):
-        """The vectors and biases of all rows: (rows, C) and (rows,)."""
-        weight, bias = self.wte.weight, self.bias
-        if self.spell is not None:
-            n_shared = len(weight) - len(self.kept)
-            weight = torch.cat([weight[:n_shared], weight[n_shared:] + self.spelled(self.kept)])
-        return weight, bias if self.training else bias + self.boost
-
-    def logits(self, hidden, head):
-        """Scores whose softmax is the distribution of the next id: (…, C) -> (…, V)."""
-        return F.linear(hidden, *head).index_select(-1, self.row_of) + self.within
-
-    def loss(self, hidden, targets):
-        """-ln p of each target, 0 where it is -1: (N, C) and (N,) -> (N,), in nats."""
-        at, counted = targets.clamp(min=0), targets >= 0
-        loss = cross_entropy(hidden, self.head(), self.row_of[at].where(counted, -1))
-        return loss - self.within[at] * counted
-
-
-def cross_entropy(hidden, head, targets):
-    """-ln p of each target's row, 0 where it is -1: hidden (N, C), targets (N,) -> (N,).
-
-    Under autocast the logits are rounded to half precision, the sums over them are not.
-    """
-    parts = zip(hidden.split(LOSS_CHUNK), targets.split(LOSS_CHUNK), strict=True)
-    losses = [F.cross_entropy(F.linear(x, *head), y, ignore_index=-1, reduction="none") for x, y in parts]
+    chunk = 2048 if hidden.is_cuda else 128
+    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    losses = [F.cross_entropy(F.linear(x, *scorers), y, ignore_index=-1, reduction="none") for x, y in parts]
     return torch.cat(losses)
 
 
-def shared_rows(counts, tables):
-    """The row of each id as if all were rare, (V,), and the number of these rows.
-
-    Ids share a row if they look alike and their words occur about as often in other forms, for instance
-    " Rockets" beside " rocket".
-    """
-    word = tables["word"].long()
-    others = torch.bincount(word, counts)[word] - counts
-    forms = (others + 1).log2().long().clamp(max=3)
-    rare = counts < 2
-    looks, row_of_rare = torch.unique(tables["look"].long()[rare] * 4 + forms[rare], return_inverse=True)
-    return torch.zeros_like(counts).masked_scatter(rare, row_of_rare), len(looks)
-
-
-def within_rows(row_of, counts, share_of_once):
-    """The log of each id's share of its row, (V,); the shares of a row sum to 1."""
-    once, never = (torch.bincount(row_of[counts == n], minlength=int(row_of.max()) + 1) for n in (1, 0))
-    share = torch.where(never == 0, 1.0, torch.where(once == 0, 0.0, share_of_once))
-    of_once, of_never = (share / once)[row_of], ((1 - share) / never)[row_of]
-    return torch.where(counts == 1, of_once, of_never).where(counts < 2, 1.0).log()
-
-
-def describe(texts, spelling):
-    """What SmallVocabulary needs to know of the ids' texts: their looks, words and spelling.
-
-    texts: the text of each id; spelling: the size of the hash table of spelling vectors, or 0. Returns
-    {"look": (V,), "word": (V,), "pieces": (V, MAX_PIECES)} of integers; a piece is the place of its vector in
-    the table, and 0 fills up.
-    """
-    looks, words = {}, {}
-    look, word = np.zeros((2, len(texts)), np.int32)
-    pieces = np.zeros((len(texts), MAX_PIECES if spelling else 0), np.int16)
-    for token, text in enumerate(texts):
-        bare = text.strip().casefold()
-        word[token] = words.setdefault(bare, len(words))
-        rank = int(math.log2(token / 300 + 1))  # of GPT-2's merges: what is frequent in English is low
-        look[token] = looks.setdefault((letters(text), rank), len(looks))
-        if spelling:
-            found = [1 + zlib.crc32(piece.encode()) % spelling for piece in spell(text)[:MAX_PIECES]]
-            pieces[token, : len(found)] = found
-    return {name: torch.from_numpy(x) for name, x in (("look", look), ("word", word), ("pieces", pieces))}
-
-
-def letters(text):
-    """The kind of a token's letters, with a mark for a leading space: "Capital ", "digits", …"""
-    bare = text.strip()
-    kinds = {
-        "space": not bare,
-        "bytes": "\ufffd" in bare,
-        "lower": bare.islower(),
-        "UPPER": bare.isupper() and len(bare) > 1,
-        "Capital": bare[:1].isupper(),
-        "digits": bare.isdigit(),
-        "other": True,
-    }
-    return next(kind for kind, fits in kinds.items() if fits) + " " * text.startswith(" ")
-
-
-def spell(text):
-    """The pieces that a token's vector is made of: its letters' kind, the word, and 3 to 5 letters in a row.
-
-    The idea is fastText's (Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information").
-    """
-    framed = f"<{text.strip().casefold()}>"
-    grams = [framed[at : at + size] for size in (3, 4, 5) for at in range(len(framed) - size + 1)]
-    return [f"letters {letters(text)}", f"word {framed}", *grams]
-
-
 # --- the model ------------------------------------------------------------------------------------
+
+# what torch and Python raise for a file that is no checkpoint, or that does not fit its own config
+UNUSABLE = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OSError),
+    pickle.UnpicklingError,
+)
 
 
 class GPT(nn.Module):
@@ -331,24 +199,18 @@ class GPT(nn.Module):
 
     def __init__(self, config, tokens=None, tables=None):
         """tokens: (N,) uint16 or int64, those to be trained on, which `noise` and `compact_vocab` learn
-        from; tables: what describe() makes, for `compact_vocab`."""
+        from; tables: what token_tables() makes, for `compact_vocab`."""
         super().__init__()
         self.config, self.tables = config, tables
         self.notes = {}  # what was saved beside the weights
         tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens.long()
         self.register_buffer("tokens", tokens, persistent=False)
-        if config.noise:
-            chance, pool = noise_tables(tokens, config)
-            self.register_buffer("noise_chance", chance, persistent=False)
-            self.register_buffer("noise_pool", pool, persistent=False)
+        self.noise = Noise(config, tokens) if config.noise else nn.Identity()
         if config.compact_vocab:
-            counts = torch.bincount(tokens, minlength=config.vocab_size)
-            self.vocabulary = SmallVocabulary(config, counts, tables)
+            self.vocabulary = SmallVocabulary(config, tokens, tables)
         else:
             self.vocabulary = Vocabulary(config)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        C, n_before = config.n_embd, config.n_before
-        self.before = nn.ModuleList(nn.Linear(C, C, bias=False) for _ in range(n_before))
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -368,13 +230,13 @@ class GPT(nn.Module):
         vocabulary, in nats per token, and logits is None. Without targets, logits are (B, T, vocab_size),
         whose log_softmax is the model's distribution, and loss is None.
         """
-        hidden = self.read(idx)  # (B, T, C)
+        hidden = self.hidden_states(idx)  # (B, T, C)
         if targets is None:
-            return self.vocabulary.logits(hidden, self.vocabulary.head()), None
+            return self.vocabulary.logits(hidden, self.vocabulary.scorers()), None
         losses = self.vocabulary.loss(hidden.flatten(0, 1), targets.flatten())
         return None, losses.sum() / (targets >= 0).sum()
 
-    def read(self, idx, cache=None, start=0):
+    def hidden_states(self, idx, cache=None, start=0):
         """The last block's output, normalised: (B, T) -> (B, T - start, C).
 
         idx holds all tokens so far; those from `start` on are computed, the others' keys and values are in
@@ -386,35 +248,26 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def enter(self, idx, start=0):
-        """What enters the first block, (B, T - start, C), and the mask for attention, or None."""
+        """The vectors of the tokens from `start` on, which enter the first block, (B, T - start, C), and what
+        these tokens may look at, (B, 1, T - start, T)."""
         T = idx.shape[1]
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position = torch.arange(T, device=idx.device)  # (T,)
-        mask = None
-        if self.config.separate_tweets:
-            is_first = idx == END_OF_TEXT
-            if self.training and self.config.cut:
-                is_first = is_first | (torch.rand(idx.shape, device=idx.device) < self.config.cut)
-            # where the tweet of each token begins, (B, T), and what it may look at, (B, T looking, T seen)
-            begin = position.where(is_first, 0).cummax(1).values
-            mask = (position >= begin[..., None]) & (position <= position[:, None])
-            mask = mask[:, None, start:]  # (B, 1, T - start, T): the same for all heads
-            position = position - begin  # (B, T), counted from there
-        tokens = self.vocabulary.embed(self.noised(idx))  # (B, T, C)
-        x = tokens + self.wpe(position)  # (B, T, C)
-        for k, linear in enumerate(self.before, 1):
-            # from the token k places before, if there is one in this tweet
-            passed_on = F.pad(linear(tokens), (0, 0, k, 0))[:, :T]
-            x = x + passed_on * (position >= k)[..., None]
-        return self.drop(x[:, start:]), mask
+        position, begin = torch.arange(T, device=idx.device), self.tweet_starts(idx)  # (T,), (B, T)
+        mask = (position >= begin[..., None]) & (position <= position[:, None])  # (B, T looking, T seen)
+        x = self.vocabulary.embed(self.noise(idx[:, start:])) + self.wpe((position - begin)[:, start:])
+        return self.drop(x), mask[:, None, start:]  # the same for all heads
 
-    def noised(self, idx):
-        """In training, replace some of idx (B, T) at random: the strongest regulariser that we found."""
-        if not (self.training and self.config.noise):
-            return idx
-        drawn = self.noise_pool[torch.randint(len(self.noise_pool), idx.shape, device=idx.device)]
-        return drawn.where(torch.rand(idx.shape, device=idx.device) < self.noise_chance[idx], idx)
+    def tweet_starts(self, idx):
+        """Where the tweet of each token begins: (B, T) -> (B, T). No token looks back past that place, and
+        positions count from there. Without separate_tweets the window is one text, which begins at 0."""
+        if not self.config.separate_tweets:
+            return torch.zeros_like(idx)
+        is_first = idx == END_OF_TEXT
+        if self.training and self.config.cut:
+            is_first |= torch.rand(idx.shape, device=idx.device) < self.config.cut
+        position = torch.arange(idx.shape[1], device=idx.device)
+        return position.where(is_first, 0).cummax(1).values
 
     # --- looking inside -------------------------------------------------------------------------------
 
@@ -432,7 +285,7 @@ class GPT(nn.Module):
         maps = []
         for block in self.h:
             q, k, _ = block.attn.queries_keys_values(block.ln_1(x))
-            maps.append(block.attn.weights(q, k, mask))
+            maps.append(block.attn.attention(q, k, mask))
             x = block(x, mask)
         return torch.stack(maps)
 
@@ -440,23 +293,26 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, banned=(),
-                 generator=None):  # fmt: skip
+                 min_new_tokens=0, generator=None):  # fmt: skip
         """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new).
 
-        Each token is drawn as `choose` says, never one of `banned`. A row that has ended with <|endoftext|>
-        repeats it, until all rows have. Keys and values are kept, so each step reads one token. Positions are
-        learned only up to block_size: when the cache is full, the newest half is read again.
+        Each token is drawn as `choose` says, never one of `banned`. A row ends with <|endoftext|>, but not
+        before min_new_tokens; it repeats that until all rows have ended. Keys and values are kept, so each
+        step computes one token. Positions are learned only up to block_size: when the cache is full, the
+        newest half is read again.
         """
-        config, head = self.config, self.vocabulary.head()
+        config, scorers = self.config, self.vocabulary.scorers()
         size = config.block_size
         shape = (config.n_layer, 2, len(idx), config.n_head, size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
         ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
         window, start = idx[:, -size:], 0  # what the next token depends on, and how much of it is cached
-        for _ in range(max_new_tokens):
-            hidden = self.read(window, cache, start)[:, -1]  # (B, C)
-            logits = self.vocabulary.logits(hidden, head)  # (B, V)
+        for n_new in range(max_new_tokens):
+            hidden = self.hidden_states(window, cache, start)[:, -1]  # (B, C)
+            logits = self.vocabulary.logits(hidden, scorers)  # (B, V)
             logits[:, list(banned)] = -math.inf
+            if n_new < min_new_tokens:
+                logits[:, END_OF_TEXT] = -math.inf
             token = choose(logits, temperature, top_k, top_p, min_p, generator)  # (B, 1)
             token = token.where(~ended, END_OF_TEXT)
             ended |= token == END_OF_TEXT
@@ -492,16 +348,20 @@ class GPT(nn.Module):
 
         Raises UserError if there is no such file, or if it is damaged or something else.
         """
+        path = pathlib.Path(path)
         try:
             saved = dict(torch.load(path, map_location="cpu", weights_only=True))
             model = cls(GPTConfig(**saved["config"]), saved["tokens"], saved["tables"])
             model.load_state_dict(saved["model"])
             model.notes = dict(saved["notes"])
         except FileNotFoundError:
-            raise UserError(f"there is no checkpoint {path}; run train.py first") from None
+            fix, earlier = "run train.py first", path.parent / "previous"
+            if (earlier / path.name).exists():
+                fix += f", or take the run before: --out_dir={earlier}"
+            raise UserError(f"there is no checkpoint {path}; {fix}") from None
         except UNUSABLE as error:
             why = str(error).split("\n")[0]
-            raise UserError(f"{path} is cut off or no checkpoint of this program: {why}") from None
+            raise UserError(f"{path} is cut off or no checkpoint of this version: {why}") from None
         return model.to(device).eval()
 
     @classmethod
@@ -523,7 +383,11 @@ class GPT(nn.Module):
             why = str(error).split("\n")[0]
             raise UserError(f"{name_or_path} is not at hand or no GPT-2: {why}") from None
         config, usual = theirs.config, GPT2Config()
-        if differs := [name for name in GPT2_ALONE if getattr(config, name) != getattr(usual, name)]:
+        fixed = (  # what makes a GPT-2 compute what this one does
+            *("model_type", "vocab_size", "layer_norm_epsilon", "activation_function", "n_inner"),
+            *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"),
+        )
+        if differs := [name for name in fixed if getattr(config, name) != getattr(usual, name)]:
             raise UserError(f"{name_or_path} is a relative of GPT-2: its {', '.join(differs)} differs")
         shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd")}
         ours = {"block_size": config.n_positions, "dropout": config.resid_pdrop} | shape
@@ -543,24 +407,16 @@ class GPT(nn.Module):
             yield name.removeprefix("vocabulary."), parameter.t() if is_transposed else parameter
 
 
-def noise_tables(tokens, config):
-    """How likely each id is to be replaced in training, (V,), and the ids to draw from, (pairs,).
-
-    After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance grows
-    with the share of distinct tokens among those that follow an id, so it is largest for rare ones; the draw
-    favours what follows many others.
-    """
-    V = config.vocab_size
-    pairs = torch.unique(tokens[:-1] * V + tokens[1:])
-    followers = torch.bincount(pairs // V, minlength=V)
-    return config.noise * followers / torch.bincount(tokens, minlength=V).clamp(min=1), pairs % V
-
-
-# what a GPT-2 of transformers may not differ in from the original
-GPT2_ALONE = (
-    "model_type", "vocab_size", "layer_norm_epsilon", "activation_function", "n_inner", "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx", "tie_word_embeddings",
-)  # fmt: skip
+def choose_device(name):
+    """The torch.device called `name`, or for "auto" a GPU if one is here; UserError if it is not."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def choose(logits, temperature, top_k, top_p, min_p, generator):
@@ -575,6 +431,11 @@ def choose(logits, temperature, top_k, top_p, min_p, generator):
         raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    if min_p and top_p == 1:  # go on with the ids that may be drawn for some row: a few hundred of all
+        least = best.min() + temperature * (math.log(min_p) - 1e-3)  # a bit less: rounding is decided below
+        ids = ids[logits.amax(0) >= least]
+        logits = logits[:, ids]
     probs = ((logits - best) / temperature).exp()  # relative to that of the likeliest
     if top_k or top_p < 1:
         ranked, order = probs.topk(min(top_k or probs.shape[-1], probs.shape[-1]))
@@ -585,16 +446,191 @@ def choose(logits, temperature, top_k, top_p, min_p, generator):
     cumulative = probs.cumsum(-1)
     draw = torch.rand(len(probs), 1, generator=generator, device=probs.device)
     drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
-    return drawn.clamp(max=probs.shape[-1] - 1)  # rounding must not step past the last one
+    return ids[drawn.clamp(max=len(ids) - 1)]  # rounding must not step past the last one
 
 
-def choose_device(name):
-    """The torch.device called `name`, or for "auto" a GPU if one is here; UserError if it is not."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return device
+# --- for a small corpus: noise ---------------------------------------------------------------------
+
+
+class Noise(nn.Module):
+    """In training, tokens that are read are replaced at random: the strongest regulariser that we found.
+
+    After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance grows
+    with the share of distinct tokens among those that follow an id in the training tokens, so it is largest
+    for rare ones; what takes its place is drawn so as to favour what follows many others.
+    """
+
+    def __init__(self, config, tokens):
+        """tokens: (N,) int64, those to be trained on."""
+        super().__init__()
+        V = config.vocab_size
+        pairs = torch.unique(tokens[:-1] * V + tokens[1:])
+        followers = torch.bincount(pairs // V, minlength=V)
+        chance = config.noise * followers / torch.bincount(tokens, minlength=V).clamp(min=1)
+        self.register_buffer("chance", chance, persistent=False)  # (V,)
+        self.register_buffer("pool", pairs % V, persistent=False)  # (number of distinct pairs,)
+        self.register_buffer("strength", torch.ones(()), persistent=False)  # train.py lets it fall to 0
+
+    def forward(self, idx):
+        """(B, T) -> (B, T)."""
+        if not self.training:
+            return idx
+        drawn = self.pool[torch.randint(len(self.pool), idx.shape, device=idx.device)]
+        is_replaced = torch.rand(idx.shape, device=idx.device) < self.strength * self.chance[idx]
+        return drawn.where(is_replaced, idx)
+
+
+# --- for a small corpus: what the texts of the tokens tell ----------------------------------------
+
+MAX_PIECES = 24  # of a token's spelling
+
+
+def token_tables(texts, spelling):
+    """What SmallVocabulary needs to know of the ids' texts: their looks, words and spelling.
+
+    texts: the text of each id; spelling: the size of the hash table of spelling vectors, or 0. Returns
+    {"look": (V,), "word": (V,), "pieces": (V, MAX_PIECES)} of integers; a piece is the place of its vector in
+    the table, and 0 fills up.
+    """
+    looks, words = {}, {}
+    look, word = np.zeros((2, len(texts)), np.int32)
+    pieces = np.zeros((len(texts), MAX_PIECES if spelling else 0), np.int16)
+    for token, text in enumerate(texts):
+        bare = text.strip().casefold()
+        word[token] = words.setdefault(bare, len(words))
+        rank = int(math.log2(token / 300 + 1))  # of GPT-2's merges: what is frequent in English is low
+        look[token] = looks.setdefault((letter_kind(text), rank), len(looks))
+        if spelling:
+            found = [1 + zlib.crc32(piece.encode()) % spelling for piece in spell(text)[:MAX_PIECES]]
+            pieces[token, : len(found)] = found
+    return {name: torch.from_numpy(x) for name, x in (("look", look), ("word", word), ("pieces", pieces))}
+
+
+def letter_kind(text):
+    """The kind of a token's letters, with a mark for a leading space: "Capital ", "digits", …"""
+    bare = text.strip()
+    kinds = {
+        "space": not bare,
+        "bytes": "\ufffd" in bare,
+        "lower": bare.islower(),
+        "UPPER": bare.isupper() and len(bare) > 1,
+        "Capital": bare[:1].isupper(),
+        "digits": bare.isdigit(),
+        "other": True,
+    }
+    return next(kind for kind, fits in kinds.items() if fits) + " " * text.startswith(" ")
+
+
+def spell(text):
+    """The pieces that a token's vector is made of: its letters' kind, the word, and 3 to 5 letters in a row.
+
+    The idea is fastText's (Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information").
+    """
+    framed = f"<{text.strip().casefold()}>"
+    grams = [framed[at : at + size] for size in (3, 4, 5) for at in range(len(framed) - size + 1)]
+    return [f"letters {letter_kind(text)}", f"word {framed}", *grams]
+
+
+# --- for a small corpus: its vocabulary -----------------------------------------------------------
+
+
+def shared_rows(counts, tables):
+    """The row of each id as if all were rare, (V,), and the number of these rows.
+
+    Ids share a row if they look alike and their words occur about as often in other forms, for instance
+    " Rockets" beside " rocket". counts: (V,) how often each id occurs in the training tokens.
+    """
+    word = tables["word"].long()
+    in_other_forms = torch.bincount(word, counts)[word] - counts
+    forms = (in_other_forms + 1).log2().long().clamp(max=3)
+    rare = counts < 2
+    kinds = torch.stack([tables["look"].long(), forms], dim=1)[rare]
+    distinct, row_of_rare = torch.unique(kinds, dim=0, return_inverse=True)
+    return torch.zeros_like(counts).masked_scatter(rare, row_of_rare), len(distinct)
+
+
+def shares_within_rows(row_of, counts, share_of_once):
+    """The log of each id's share of its row, (V,); the shares of a row sum to 1.
+
+    Of a shared row, the ids that were seen once have share_of_once together, those never seen the rest, or
+    either all where there are no others.
+    """
+    n_once, n_never = (torch.bincount(row_of[counts == n], minlength=int(row_of.max()) + 1) for n in (1, 0))
+    of_once = torch.full(n_once.shape, share_of_once)
+    of_once[n_never == 0] = 1.0
+    of_once[n_once == 0] = 0.0
+    share = torch.ones(len(counts))  # an id with a row of its own has all of it
+    once, never = counts == 1, counts == 0
+    share[once] = (of_once / n_once.clamp(min=1))[row_of[once]]
+    share[never] = ((1 - of_once) / n_never.clamp(min=1))[row_of[never]]
+    return share.log()
+
+
+class SmallVocabulary(nn.Module):
+    """For a small corpus, in which most ids never occur: a row of `wte` for each id seen twice or more, and
+    shared rows for the rest, by look. It has Vocabulary's methods.
+
+    The tokens that were seen once share a row with those that look alike, also those never seen, and so
+    teach where new tokens are likely, and of which look. How likely follows from Good and Turing (Good 1953,
+    "The Population Frequencies of Species"): if N1 tokens occur once in the training data and N2 twice, as
+    much new text holds 2 * N2 of the former and N1 tokens that never occurred. So outside of training the
+    odds of a rare token are (N1 + 2 * N2) / N1 times what training makes them: the log of that is added to
+    the scores of the shared rows. Within a row, `within` gives each id its share.
+    """
+
+    def __init__(self, config, tokens, tables):
+        """tokens: (N,) int64, those to be trained on; tables: what token_tables() makes."""
+        super().__init__()
+        counts = torch.bincount(tokens, minlength=config.vocab_size)  # (V,)
+        own = (counts >= 2).nonzero()[:, 0]  # the ids with rows of their own, which follow the shared rows
+        row_of, self.n_shared = shared_rows(counts, tables)
+        row_of[own] = torch.arange(len(own)) + self.n_shared
+        rows = torch.zeros(self.n_shared + len(own)).index_add_(0, row_of, counts.float())
+        self.wte = nn.Embedding(len(rows), config.n_embd)
+        # where the scores start: the log of how frequent each row is, where 0 counts as a half
+        self.bias = nn.Parameter((rows.clamp(min=0.5) / rows.sum()).log())
+        self.spell = None
+        if config.spelling:
+            self.spell = nn.EmbeddingBag(config.spelling + 1, config.n_embd, mode="sum", padding_idx=0)
+
+        once, twice = (max(1, int((counts == n).sum())) for n in (1, 2))
+        share_of_once = 2 * twice / (once + 2 * twice)
+        log_odds = torch.zeros(len(rows))
+        log_odds[: self.n_shared] = math.log((once + 2 * twice) / once)
+        pieces = tables["pieces"].int()
+        derived = {
+            "own": own,
+            "row_of": row_of,  # (V,)
+            "within": shares_within_rows(row_of, counts, share_of_once),  # (V,)
+            "log_odds": log_odds,  # (rows,)
+            "pieces": pieces,  # (V, MAX_PIECES)
+            "scale": (pieces > 0).sum(1, keepdim=True).clamp(min=1).rsqrt(),  # (V, 1)
+        }
+        for name, table in derived.items():
+            self.register_buffer(name, table, persistent=False)  # made anew when a checkpoint is loaded
+
+    def spelled(self, ids):
+        """The sum of the vectors of each id's n pieces, over sqrt(n): (n,) -> (n, C)."""
+        return self.spell(self.pieces[ids]) * self.scale[ids]
+
+    def embed(self, idx):
+        """(B, T) -> (B, T, C)."""
+        x = self.wte(self.row_of[idx])
+        return x if self.spell is None else x + self.spelled(idx.flatten()).view_as(x)
+
+    def scorers(self):
+        """The vectors and biases of all rows: (rows, C) and (rows,)."""
+        weight, bias = self.wte.weight, self.bias
+        if self.spell is not None:
+            weight = torch.cat([weight[: self.n_shared], weight[self.n_shared :] + self.spelled(self.own)])
+        return weight, bias if self.training else bias + self.log_odds
+
+    def logits(self, hidden, scorers):
+        """Scores whose softmax is the distribution of the next id: (…, C) -> (…, V)."""
+        return F.linear(hidden, *scorers).index_select(-1, self.row_of) + self.within
+
+    def loss(self, hidden, targets):
+        """-ln p of each target, 0 where it is -1: (N, C) and (N,) -> (N,), in nats."""
+        is_scored, ids = targets >= 0, targets.clamp(min=0)
+        of_rows = cross_entropy(hidden, self.scorers(), self.row_of[ids].where(is_scored, -1))
+        return of_rows - self.within[ids] * is_scored

@@ -568,6 +568,13 @@ def encode_tweets(tokenizer, tweets):
     return ids.astype("<u2")
 
 
+def count_bytes(tokenizer, ids):
+    """The bytes of the tweets that `ids` hold, one for each tweet's end included: val_bytes of meta.json."""
+    distinct, counts = np.unique(ids, return_counts=True)  # the last is <|endoftext|>
+    # a tweet's leading space stands for the byte of its end, which is scored too
+    return int(counts[:-1] @ [len(tokenizer.decode_single_token_bytes(token)) for token in distinct[:-1]])
+
+
 # --- the report -----------------------------------------------------------------------------------
 
 

