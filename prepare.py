@@ -570,9 +570,9 @@ def encode_tweets(tokenizer, tweets):
 
 def count_bytes(tokenizer, ids):
     """The bytes of the tweets that `ids` hold, one for each tweet's end included: val_bytes of meta.json."""
-    distinct, counts = np.unique(ids, return_counts=True)  # the last is <|endoftext|>
+    distinct, counts = np.unique(ids[ids != END_OF_TEXT], return_counts=True)
     # a tweet's leading space stands for the byte of its end, which is scored too
-    return int(counts[:-1] @ [len(tokenizer.decode_single_token_bytes(token)) for token in distinct[:-1]])
+    return int(counts @ [len(tokenizer.decode_single_token_bytes(token)) for token in distinct])
 
 
 # --- the report -----------------------------------------------------------------------------------

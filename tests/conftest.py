@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import hashlib
 import io
 import json
 import os
@@ -22,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPO = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))  # so that plain `pytest` finds the program, as `python -m pytest` does
 
+import prepare
+
 # the reference run, so small that it takes a second
 TINY = [
     *("config/elon.py", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=8", "--spelling=64"),
@@ -35,7 +38,10 @@ def write_data(folder, train_ids, val_ids):
     folder.mkdir(exist_ok=True)
     for name, ids in (("train", train_ids), ("val", val_ids)):
         np.array(ids, "<u2").tofile(folder / f"{name}.bin")
-    (folder / "meta.json").write_text(json.dumps({"val_bytes": 4 * len(val_ids)}))
+    train, val = (np.fromfile(folder / f"{name}.bin", "<u2") for name in ("train", "val"))
+    meta = {"val_bytes": prepare.count_bytes(prepare.load_tokenizer(), val)}
+    meta["train_sha256"] = hashlib.sha256(train).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
     return f"--data_dir={folder}"
 
 
@@ -67,10 +73,9 @@ def command():
     `out` takes the place of standard output, `stdin` is what standard input holds.
     """
     import model
-    import prepare
 
     # what train.py makes of GPT-2's vocabulary takes a second, and is always the same
-    texts, model.describe = tuple(prepare.token_texts()), functools.cache(model.describe)
+    texts, model.token_tables = tuple(prepare.token_texts()), functools.cache(model.token_tables)
     prepare.token_texts = lambda: texts
 
     def run(script, *flags, out=None, stdin=""):

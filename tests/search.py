@@ -9,6 +9,7 @@ is the development part, and the rest is trained on.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -27,17 +28,17 @@ FULL_VOCABULARY = "--compact_vocab=False --spelling=0"
 VARIANTS = [
     "",  # the preset
     # without a part
-    *("--noise=0", "--dropout=0", "--cut=0", "--separate_tweets=False --cut=0", "--n_before=0"),
+    *("--noise=0", "--dropout=0", "--cut=0", "--separate_tweets=False --cut=0"),
     *("--spelling=0", FULL_VOCABULARY, "--muon=False"),
     # a plain GPT
-    f"{FULL_VOCABULARY} --separate_tweets=False --cut=0 --n_before=0 --noise=0 --muon=False "
+    f"{FULL_VOCABULARY} --separate_tweets=False --cut=0 --noise=0 --muon=False "
     "--weight_decay=0.1 --epochs=20",
     # with more or less of it
     *("--noise=0.3", "--noise=0.7", "--dropout=0.1", "--dropout=0.3", "--cut=0.1"),
-    *("--n_before=1", "--n_before=3", "--spelling=4096", "--spelling=16384"),
+    *("--noise_fall=0", "--noise_fall=0.5", "--spelling=4096", "--spelling=16384"),
     *("--block_size=32 --batch_size=64", "--block_size=128 --batch_size=16"),
     *("--n_layer=1", "--n_layer=3", "--n_layer=4", "--n_embd=192", "--n_embd=256"),
-    *("--muon_decay=0.5", "--muon_decay=2", "--weight_decay=0.1", "--weight_decay=2", "--weight_decay=8"),
+    *("--weight_decay=0.1", "--weight_decay=2", "--weight_decay=8"),
     *("--learning_rate=2e-3", "--learning_rate=5e-3", "--epochs=30", "--epochs=60"),
 ]
 
@@ -51,8 +52,9 @@ def make_development_data(processed, folder):
     for name, tweets in parts.items():
         ids = np.append(encode_tweets(tokenizer, tweets), END_OF_TEXT)
         ids.astype("<u2").tofile(folder / f"{name}.bin")
-    n_bytes = sum(len(tweet.encode()) + 1 for tweet in parts["val"])
-    (folder / "meta.json").write_text(json.dumps({"val_bytes": n_bytes}), encoding="utf-8")
+    meta = {"val_bytes": sum(len(tweet.encode()) + 1 for tweet in parts["val"])}
+    meta["train_sha256"] = hashlib.sha256((folder / "train.bin").read_bytes()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def measure(*flags):

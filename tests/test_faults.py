@@ -45,7 +45,7 @@ def test_a_run_survives_sigkill_at_any_moment(trained, repo, tmp_path, monkeypat
 
     monkeypatch.chdir(repo)
     context, whole, out = multiprocessing.get_context("forkserver"), tmp_path / "whole", tmp_path / "killed"
-    context.set_forkserver_preload(["train", "pandas", "matplotlib.figure"])  # once, not for every kill
+    context.set_forkserver_preload(["train", "matplotlib.figure"])  # once, not for every kill
     flags = [*trained.flags, "--spelling=0", "--max_iters=9", "--eval_interval=3", f"--out_dir={whole}"]
     settings = load_settings(train.Settings, flags)
     start(0)  # which waits for the server

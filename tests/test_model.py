@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from config import UserError
-from model import GPT, GPTConfig, describe
+from model import GPT, GPTConfig, token_tables
 
 V, BLOCK, END = 30, 8, 0
 SMALL = {"vocab_size": V, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}
 KINDS = {
     "full": {},
     "compact": {"compact_vocab": True},
-    "all": {"separate_tweets": True, "compact_vocab": True, "spelling": 64, "noise": 0.5, "n_before": 2},
+    "all": {"separate_tweets": True, "compact_vocab": True, "spelling": 64, "noise": 0.5},
 }
 TEXTS = ["a", " b", " B", "cc", " dd", " Dd", "7", " 42", "!", " ?"] * 3  # of the ids
 TOKENS = [*range(12)] * 9 + [*range(12, 16)] * 2 + [*range(16, 22)]  # often, twice and once; eight ids never
@@ -28,7 +28,7 @@ def end_of_text(monkeypatch):
 def build(kind, tokens=TOKENS, **config):
     """A small GPT with weights so large that a mistake would show."""
     config = GPTConfig(**SMALL | KINDS[kind] | config)
-    tables = describe(TEXTS, config.spelling) if config.compact_vocab else None
+    tables = token_tables(TEXTS, config.spelling) if config.compact_vocab else None
     torch.manual_seed(0)
     model = GPT(config, torch.tensor(tokens), tables).eval()
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_later_tokens_change_nothing_before_them(model):
 
 @pytest.mark.parametrize("separate", [True, False])
 def test_separate_tweets_are_read_as_if_alone(separate):
-    model, idx = build("full", separate_tweets=separate, n_before=2 * separate), text(B=2)
+    model, idx = build("full", separate_tweets=separate), text(B=2)
     idx[:, 3] = END
     whole, alone = model.log_probs(idx), model.log_probs(idx[:, 3:])
     assert (far(whole[:, 3:], alone) < 1e-4) == separate

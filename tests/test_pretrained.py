@@ -71,7 +71,6 @@ def test_training_starts_from_the_weights_and_can_be_resumed(peer, train, read_l
     "flag, word",
     [
         ("--compact_vocab", "compact_vocab"),
-        ("--n_before=1", "n_before"),
         ("--block_size=64", "block_size"),
         ("--init_from=gone", "gone"),
     ],
@@ -109,7 +108,7 @@ def test_an_exported_folder_gives_transformers_the_same(train, command, the_erro
     assert train("config/elon.py", *SMALL).code == 0
     assert "--compact_vocab=False" in the_error(command(*export), "sample.py")
     assert not folder.parent.exists()
-    assert train("config/elon.py", *SMALL, "--compact_vocab=False", "--spelling=0", "--n_before=0").code == 0
+    assert train("config/elon.py", *SMALL, "--compact_vocab=False", "--spelling=0").code == 0
     done = command(*export)
     assert done.code == 0 and [path.name for path in folder.parent.iterdir()] == ["gpt"], done.err
     ours, theirs = GPT.load(out / "best.pt"), transformers.GPT2LMHeadModel.from_pretrained(folder)
