@@ -49,7 +49,9 @@ class Settings:
 
     batch_size: int = setting(32, "windows per batch, over all processes", low=1, group="training")
     gradient_accumulation_steps: int = setting(1, "batches averaged per step", low=1)
-    epochs: float = setting(40.0, "training tokens read, in multiples of all there are", low=0.001)
+    epochs: float = setting(
+        40.0, "how often to read as many tokens as there are", low=0.001, beats="max_iters"
+    )
     max_iters: int = setting(0, "iterations in total, instead of epochs", low=0)
     learning_rate: float = setting(1e-3, "at its peak; it falls to 0 along a cosine", low=0)
     warmup_iters: int = setting(20, "iterations to reach learning_rate", low=0)

@@ -28,6 +28,9 @@ def test_flags_beat_the_preset_and_the_preset_beats_the_defaults(tmp_path):
     assert load(path) == whole and type(load(path).dropout) is float
     assert load(path, "--n_embd=30") == load("--n_embd", "30", path) == dataclasses.replace(whole, n_embd=30)
     assert load("--muon", path) == dataclasses.replace(whole, muon=True)  # the preset is no value of it
+    (tmp_path / "mine.py").write_text("max_iters = 60\nepochs = 9")
+    assert load(path, "--epochs=2") == train.Settings(epochs=2.0)  # without the preset's max_iters
+    assert load(path, "--epochs=2", "--max_iters=5") == train.Settings(epochs=2.0, max_iters=5)
     (tmp_path / "mine.py").write_text("input = ['a', 'b']")
     assert load_settings(prepare.Settings, [path]).input == ("a", "b")
 
@@ -35,12 +38,10 @@ def test_flags_beat_the_preset_and_the_preset_beats_the_defaults(tmp_path):
 @pytest.mark.parametrize(
     "script, argv, expected",
     [
-        ("sample.py", ["--seed", "9"], {"seed": 9}),
         ("sample.py", ["--min_p", "1e-3"], {"min_p": 0.001}),
         ("sample.py", ["--start=a=b c"], {"start": "a=b c"}),
         ("sample.py", ["--start=--seed=3"], {"start": "--seed=3"}),
         ("prepare.py", ["--dry_run", "no", "--user=me"], {"dry_run": False, "user": "me"}),
-        ("prepare.py", ["--dry_run", "--urls=keep"], {"dry_run": True, "urls": "keep"}),
         ("prepare.py", ["--input=a", "--input", "b", "c"], {"input": ("a", "b", "c")}),
     ],
 )
@@ -73,12 +74,11 @@ def test_every_setting_refuses_what_it_cannot_be_and_names_the_fix(script, comma
     [
         ("--zzzzzz=9", "'zzzzzz'.*--help"),
         ("--seed", "seed.* --seed=…"),
+        ("--muno", "'muno'.*did you mean 'muon'"),
         ("--seed --muon", "seed.* --seed=…"),
         ("--seed=9.0", "seed.*'9.0'.*whole number"),
         ("--dropout=nan", "dropout.*nan.*between 0 and 0.99"),
-        ("--muon=maybe", "muon.*'maybe'.*True or False"),
-        ("--dropout=inf", "dropout.*inf.*between 0 and 0.99"),
-        ("no_such_preset.py", "no_such_preset.py.*does not exist"),
+        ("no_such_preset.py", "no_such_preset.py.*No such file"),
         ("tweets.csv", "'tweets.csv'.*a .py file"),
     ],
 )
@@ -90,8 +90,7 @@ def test_a_wrong_flag_is_named_with_the_fix(command, the_error, flags, words):
     "text, words",
     [
         ("sed = 9", "line 1.*'sed'.*did you mean 'seed'"),
-        ("seed = 'nine'", "seed.*'nine'.*whole number"),
-        ("seed = -1", "seed.*-1.*between 0 and"),
+        ("\nseed = -1", "mine.py, line 2.*seed.*-1.*between 0 and"),
         ("muon = 1", "muon.*1.*True or False"),
         ("seed = 9\nseed = = 3", "mine.py.*line 2"),
         ("seed = 9\n\nseed = open('RAN', 'w')", "mine.py.*line 3.*name = value"),
@@ -106,15 +105,25 @@ def test_a_wrong_preset_is_told_and_never_run(command, the_error, tmp_path, text
 
 def test_mistakes_become_one_line_and_bugs_keep_their_traceback(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/some/where/x.py"])
-    for error, code, text in (
-        (UserError("two\nlines\x1b[2J"), 2, "x.py: error: two lines\\x1b[2J\n"),
-        (KeyboardInterrupt(), 130, "\nstopped\n"),
-    ):
-        with pytest.raises(SystemExit) as end, errors_in_one_line():
-            raise error
-        assert (end.value.code, capsys.readouterr().err) == (code, text)
+    with pytest.raises(SystemExit, match="2"), errors_in_one_line():
+        raise UserError("two\nlines\x1b[2J")
+    assert capsys.readouterr().err == "x.py: error: two lines\\x1b[2J\n"
     with pytest.raises(ZeroDivisionError), errors_in_one_line():
         raise ZeroDivisionError
+
+
+def test_ctrl_c_is_told_also_after_settings_were_read_and_outside_ends_at_once(shell):
+    code = """if True:
+        import config, prepare, signal; signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with config.errors_in_one_line():
+                config.load_settings(prepare.Settings, [])
+                signal.raise_signal(signal.SIGINT)
+        except SystemExit as end:
+            print(end.code, flush=True)
+        signal.raise_signal(signal.SIGINT)  # while torch is imported"""
+    done = shell("-c", code)
+    assert (done.out, done.err, done.code) == ("130\n", "\nstopped\n", -2)
 
 
 def test_a_file_appears_whole_with_its_folders_or_not_at_all(tmp_path, monkeypatch):
@@ -126,17 +135,14 @@ def test_a_file_appears_whole_with_its_folders_or_not_at_all(tmp_path, monkeypat
         file.write("é\n")
         assert not path.exists()
     assert path.read_bytes() == "é\n".encode()  # UTF-8 and \n on every system
-    for error in (ZeroDivisionError, KeyboardInterrupt):
-        with pytest.raises(error), written_whole(path) as file:
-            file.write("half")
-            raise error
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as file:
+        file.write("half")
+        raise KeyboardInterrupt
     for where in ("fsync", "replace"):
         monkeypatch.setattr(os, where, full)
         with pytest.raises(UserError, match=r"cannot write .*No space left"), written_whole(path) as file:
             file.write("half")
         monkeypatch.undo()
-    with pytest.raises(OSError), written_whole(path / "x"):  # a file where a folder should be
-        pass
     assert [p.read_text(encoding="utf-8") for p in path.parent.iterdir()] == ["é\n"]
 
 
@@ -149,9 +155,7 @@ def test_help_is_one_screen_with_a_line_for_each_setting(script, command):
         assert re.search(rf"^  --{field.name}={re.escape(str(default))} .*\w", done.out, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "words", ["train.py --help", "train.py --batch_siz=3", "sample.py --seed=x", "prepare.py --input=gone"]
-)
+@pytest.mark.parametrize("words", ["train.py --help", "sample.py --seed=x", "prepare.py --input=gone"])
 def test_torch_is_not_imported_for_an_answer_that_needs_none(words, shell):
     done = shell("-X", "importtime", *words.split())  # Python names each module that it imports
     modules = {line.split("|")[-1].strip() for line in done.err.splitlines()}
