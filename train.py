@@ -117,8 +117,10 @@ def main(settings):
             run.elapsed += time.perf_counter() - began
             run.record(train_loss, val_loss, val_loss * (len(val_data) - 1) / math.log(2) / val_bytes)
             if rank == 0:
-                run.save()
-                bar.write(f"{run.report()}\n{some_tweet(run.model, run.iteration)}")  # printed means saved
+                if run.iteration:
+                    run.save()
+                bar.write(run.report())  # after saving: a printed line means a saved run
+                bar.write(f"    it writes: {some_tweet(run.model, run.iteration)}")
             sys.stdout.flush()
             began = time.perf_counter()
         if signals or run.is_over():
@@ -303,7 +305,7 @@ def some_tweet(model, seed):
     generator, start = torch.Generator(device).manual_seed(seed), torch.tensor([[END_OF_TEXT]], device=device)
     ids = model.generate(start, 40, min_p=0.05, min_new_tokens=1, generator=generator)[0].tolist()
     text = load_tokenizer().decode([token for token in ids if token != END_OF_TEXT])
-    return f"    it writes: {printable(text.strip())}"
+    return printable(text.strip())
 
 
 # --- the run and its files -------------------------------------------------------------------------

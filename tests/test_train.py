@@ -1,5 +1,6 @@
 """Training: what it writes and prints, the loss it reports, stopping and resuming, and what it refuses."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -15,6 +16,8 @@ import pytest
 import torch
 from conftest import write_data
 
+import train as train_module
+from config import load_settings
 from model import GPT
 
 OUTPUTS = ["best.pt", "last.pt", "loss.csv", "loss.png"]
@@ -98,6 +101,7 @@ def test_a_run_writes_its_files_and_tells_what_it_does(trained, prepared, read_l
     assert all(math.isfinite(value) for row in rows[1:] for value in row.values())
     assert "device cpu" in trained.out and f"{n_tokens:,} training tokens" in trained.out
     lines = [line for line in trained.out.splitlines() if line.startswith("iter ")]
+    assert trained.out.count("it writes: ") == len(lines) == 3  # a tweet at each evaluation
     for line, row in zip(lines[1:], rows[1:], strict=True):
         for text in ("train {train_loss:.4f}", "val {val_loss:.4f} nats", "{bits_per_byte:.4f} bits/byte"):
             assert text.format(**row) in line
@@ -205,6 +209,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     whole = losses_of(flag)
     signal_at(monkeypatch, at, number)
     stopped = train(flag)
+    stopped_seconds = GPT.load(out / "last.pt").notes["elapsed"]
     assert stopped.code == 128 + number
     told, _, again = stopped.out.splitlines()[-1].partition("; to continue: ")
     assert told == f"stopped at iteration {at}"
@@ -212,7 +217,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert resumed.code == 0 and not re.search(r"^iter +[0-3] ", resumed.out, re.MULTILINE), resumed.err
     rows = read_losses(out)
     assert without_clock(rows) == whole
-    assert [row["elapsed_seconds"] for row in rows] == sorted(row["elapsed_seconds"] for row in rows)
+    trained_for = sum(32 * 4 / row["tokens_per_second"] for row in rows[1:])
+    assert rows[-1]["elapsed_seconds"] >= trained_for > 0 and rows[-1]["elapsed_seconds"] > stopped_seconds
     check_same(out, out / "previous")
 
 
@@ -223,11 +229,24 @@ def test_a_finished_run_can_be_made_longer(finished, losses_of, read_losses):
     assert [row["iter"] for row in rows] == [0, 4, 8, 12] and rows[:3] == before
 
 
+def damage(out, name, change):
+    """Write data beside a run of which one file is not as prepare.py writes it."""
+    write_data(out / "data", [900, 901] * 99, [900] * 99)
+    (out / "data" / name).write_bytes(change((out / "data" / name).read_bytes()))
+
+
 HARM = {
     "a damaged file": lambda out: (out / "last.pt").write_bytes(b"PK"),
     "no file": lambda out: (out / "last.pt").unlink(),
     "weights only": lambda out: (out / "best.pt").replace(out / "last.pt"),
     "other tweets": lambda out: write_data(out / "data", [900] * 99, [900] * 99),
+    "odd train.bin": lambda out: damage(out, "train.bin", lambda content: content[:-1]),
+    "empty val.bin": lambda out: damage(out, "val.bin", lambda content: b""),
+    "broken meta.json": lambda out: damage(out, "meta.json", lambda content: content[:-9]),
+    "foreign train.bin": lambda out: damage(out, "train.bin", lambda content: content[2:]),
+    "wrong val_bytes": lambda out: damage(
+        out, "meta.json", lambda content: content.replace(b": ", b": 1", 1)
+    ),
 }
 
 
@@ -238,7 +257,14 @@ HARM = {
         ("--n_embd=15", "n_embd .*15.* n_head"),
         ("--device=nonsense", "device.* 'nonsense'"),
         ("--compact_vocab=False --spelling=8", "spelling .*compact_vocab"),
+        ("--epochs=0", "epochs: 0.0 is not between 0.001"),
+        ("--out_dir=/dev/null/out", "/dev/null"),
         ("--data_dir=no/such/folder", "no/such/folder.*prepare.py"),
+        ("--data_dir=OUT/data  # odd train.bin", "train.bin.*prepare.py"),
+        ("--data_dir=OUT/data  # empty val.bin", "val.bin.*prepare.py"),
+        ("--data_dir=OUT/data  # broken meta.json", "meta.json.*prepare.py"),
+        ("--data_dir=OUT/data  # foreign train.bin", "meta.json.*made together.*prepare.py"),
+        ("--data_dir=OUT/data  # wrong val_bytes", "meta.json.*made together.*prepare.py"),
         ("--batch_size=100000000000000", "out of memory.* batch_size"),
         ("--n_embd=10000000000", "out of memory.* n_embd"),
         ("--learning_rate=1e30 --grad_clip=0", "the loss became .*lower learning_rate"),
@@ -266,3 +292,23 @@ def test_what_cannot_be_done_is_told_and_an_earlier_run_is_left(
     error = the_error(train(*flags.split()), "train.py")
     assert re.search(words, error), error
     assert snapshot(finished) == before
+
+
+def test_noise_falls_to_nothing_over_the_last_part_of_a_run():
+    settings = train_module.Settings(noise=0.5, noise_fall=0.25)
+    strengths = [train_module.noise_strength_at(iteration, 8, settings) for iteration in range(8)]
+    assert strengths == [1.0] * 7 + [0.5]
+    assert train_module.noise_strength_at(7, 8, dataclasses.replace(settings, noise_fall=0.0)) == 1.0
+
+
+def test_where_a_float16_gradient_overflows_no_weight_moves(trained, prepared, monkeypatch):
+    """One block's gradient that is no number must not reach any other weight, nor the optimizers' state."""
+    flags = [*trained.flags, f"--data_dir={prepared.folder}", "--dtype=float16"]
+    settings = load_settings(train_module.Settings, flags)
+    data, _, _ = train_module.load_data(settings)
+    run = train_module.Run(settings, data, torch.device("cpu"))
+    run.model.h[0].mlp.c_fc.weight.register_hook(lambda grad: grad * math.nan)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    train_module.train_step(run, run.model, data)
+    torch.testing.assert_close(run.model.state_dict(), before, rtol=0, atol=0)
+    assert run.scaler.get_scale() < 65536  # the next step tries a smaller one
