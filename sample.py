@@ -28,7 +28,7 @@ class Settings:
     interactive: bool = setting(False, "read prompts from standard input, one per line")
     min_novelty: float = setting(0.0, "redraw tweets of which less than this is new", low=0, high=1)
 
-    temperature: float = setting(1.0, "below 1 safer, above 1 wilder; 0: the likeliest", low=0, group="how")
+    temperature: float = setting(0.9, "below 1 safer, above 1 wilder; 0: the likeliest", low=0, group="how")
     min_p: float = setting(0.05, "drop tokens less likely than this times the likeliest", low=0, high=1)
     top_k: int = setting(0, "draw among the k likeliest tokens; 0 for all", low=0)
     top_p: float = setting(1.0, "of these, the fewest whose probabilities add up to this", low=0.001, high=1)
@@ -90,7 +90,7 @@ def main(settings):
 
 
 def prompts(settings):
-    """Yield the prompt, or with `interactive` one for each line that is typed; a mistake there is only told."""
+    """Yield the prompt, or with `interactive` one for each line typed, of which a mistake is only told."""
     if not settings.interactive:
         yield read_prompt(settings.start)
         return
@@ -136,10 +136,11 @@ def write(model, tokenizer, known, prompt, settings, generator):
             missing, limit = settings.num_samples - len(written), limits(settings)
             print(f"gave up on {missing} of {settings.num_samples} tweets: {limit}", file=sys.stderr)
             return
+        n, temperature = min(settings.num_samples - len(written), BATCH), settings.temperature
         rows = model.generate(
-            idx.expand(min(settings.num_samples - len(written), BATCH), -1), settings.max_new_tokens,
-            settings.temperature * 1.1 ** max(0, fruitless - 3), settings.top_k, settings.top_p, settings.min_p,
-            banned=[CUT_OFF, *(halves if fruitless else [])], min_new_tokens=1, generator=generator,
+            idx.expand(n, -1), settings.max_new_tokens, temperature * 1.1 ** max(0, fruitless - 3),
+            settings.top_k, settings.top_p, settings.min_p, banned=[CUT_OFF, *(halves if fruitless else [])],
+            min_new_tokens=1, generator=generator,
         )  # fmt: skip
         fruitless += 1
         for row in rows[:, 1:].tolist():

@@ -3,16 +3,14 @@
 import io
 import re
 import shutil
-import types
 
 import matplotlib.image
 import pytest
-import torch
 from conftest import write_data
 
 import prepare
 import sample as sampling
-from model import GPT, GPTConfig
+from model import GPT
 
 SHORT = ["--num_samples=3", "--max_new_tokens=6"]
 BY_HEART = ["The quick brown fox jumps over it", "So it goes, again and again"]
@@ -60,14 +58,15 @@ def test_a_user_elsewhere_without_network_and_with_a_terminal_without_emoji(shel
     assert "Hello 🚀" in (out / "samples.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("how", ["typed", "from a file"])
+@pytest.mark.parametrize("how", ["typed", "utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize(  # the last one's tokens are in no training tweet
     "start", ["", "<|endoftext|> as text", "Füße 🚀 \u4e16\u754c", "zyzzyva qwertz"]
 )
 def test_tweets_begin_with_the_prompt(sample, tmp_path, start, how):
     flags = ["--start", start]
-    if how == "from a file":
-        (tmp_path / "prompt.txt").write_text(f"\ufeff{start}\n", encoding="utf-8")
+    if how != "typed":  # read as an export is
+        encoding = how if start.isascii() or how != "cp1252" else "utf-8"
+        (tmp_path / "prompt.txt").write_text(f"{start}\n", encoding=encoding)
         flags = [f"--start=FILE:{tmp_path / 'prompt.txt'}", "--top_k=1000000", "--temperature=3", "--min_p=0"]
     done = sample(*flags)
     assert done.code == 0, done.err
@@ -82,6 +81,17 @@ def test_prompts_can_be_typed_a_line_each(sample):
     starts = [tweet.startswith("Tesla") for tweet in done.out.splitlines()]
     assert starts == [True] * 3 + [False] * 3 + [True] * 3
     assert len(set(done.out.splitlines())) == 9  # others the second time
+
+
+def test_a_mistake_in_a_typed_line_is_told_and_the_session_goes_on(sample):
+    done = sample("--interactive", stdin="FILE:gone.txt\nTesla\n")
+    assert done.code == 0 and done.out.count("Tesla") >= 3
+    assert re.fullmatch(r"sample\.py: error: .*gone\.txt.*\n", done.err)
+    assert sample("--interactive", stdin="FILE:gone.txt\n").code == 1  # nothing was written
+
+
+def test_no_standard_input_is_told(sample, the_error, monkeypatch):
+    assert "--start" in the_error(sample("--interactive", stdin=None), "sample.py")
 
 
 def test_a_prompt_longer_than_the_window_is_told(sample):
@@ -123,51 +133,93 @@ def test_the_attention_can_be_drawn(sample, out):
         (out / "attention.png").unlink()
 
 
+def test_where_nothing_is_written_nothing_is_drawn(sample, out):
+    done = sample("--attention", "--min_novelty=1", "--temperature=0", "--start=So")
+    assert done.code in (0, 1) and "Traceback" not in done.err
+
+
+def test_the_run_before_is_named_where_a_new_one_has_no_model_yet(sample, the_error, out):
+    (out / "previous").mkdir()
+    (out / "best.pt").rename(out / "previous" / "best.pt")
+    assert f"--out_dir={out / 'previous'}" in the_error(sample(), "sample.py")
+
+
 @pytest.mark.parametrize(
     "flag, words",
     [
         ("--start=FILE:no/such/prompt.txt", "no/such/prompt.txt"),
         ("--start=FILE:LICENSE\x1b[2J", r"\\x1b\[2J"),
-        ("--start=" + "x" * 30_000, "start.*30,000"),
+        ("--start=" + "x" * 30_000, "start.*more than 25,000"),
+        ("--top_p=0", "top_p: 0.0 is not between 0.001"),
         ("--device=nonsense", "device.*'nonsense'"),
         ("--out_dir=no/such/folder", "best.pt.*train.py"),
     ],
-    ids=["no such prompt", "control characters", "too long a prompt", "device", "no model"],
+    ids=["no such prompt", "control characters", "too long a prompt", "top_p", "device", "no model"],
 )
 def test_what_cannot_be_done_is_told(sample, the_error, out, flag, words):
     assert re.search(words, the_error(sample(flag), "sample.py"))
     assert [path.name for path in out.iterdir()] == ["best.pt"]
 
 
-def as_rows(tokenizer, texts):
-    """(texts, 12) ids as `generate` gives them, each text after and before <|endoftext|>."""
-    ids = [[50256, *tokenizer.encode_ordinary(text)] for text in texts]
-    return torch.tensor([row + [50256] * (12 - len(row)) for row in ids])
+@pytest.mark.parametrize(
+    "text, prompt, written, sound",
+    [
+        ("Mars is red and cold", "", [], True),
+        ("Mars is red and cold", "", ["So Mars is red"], False),  # the same three words
+        ("MARS, IS RED", "", ["So Mars is red"], False),
+        ("Mars is red", "", ["Mars is", "is red"], True),  # in no two of them
+        ("Mars is red and cold", "Mars is red", ["Mars is red but warm"], True),  # the prompt's own aside
+        ("Mars is red and cold", "Mars is", ["Mars is red but warm"], False),
+        ("It’s a", "", ["It’s a car"], True),  # two words
+        ("thanks!", "", ["Thanks"], False),
+        ("thanks a lot", "", ["Thanks"], True),
+        ("Mars", "Mars", [], False),  # adds nothing
+        ("🚀", "", ["🚀"], False),
+        ("🚀🚀", "", ["🚀"], True),
+        ("half \ufffd", "", [], False),
+        ("Mars is red", "", ["So Mars is red", *map(str, range(20))], True),  # that is long ago
+    ],
+)
+def test_what_is_sound_says_nothing_again(text, prompt, written, sound):
+    assert sampling.is_sound(text, prompt, written) == sound
 
 
-def test_coherence_tells_words_in_their_order_from_others(parrot):
-    tokenizer, model = prepare.load_tokenizer(), GPT.load(parrot / "best.pt")
-    texts = [f" {BY_HEART[0]}", " over fox quick The it brown jumps", " again it goes again So it"]
-    heart, *shuffled = sampling.coherence(model, as_rows(tokenizer, texts)).tolist()
-    assert heart > max(shuffled) + 1
+PROMPTS = [
+    "Thanks!",
+    "Who are you?",
+    "Yes.",
+    "日本",
+    "おはよう",
+    "Доброе утро",
+    "🚀🌍",
+    "ok…",
+    "{}",
+    "x" * 400,
+]
 
 
-def test_the_most_coherent_candidate_is_written_that_is_sound_and_new(monkeypatch):
-    """A token said twice is an artefact, unless the author does it too; " …" is the mark of a cut."""
+@pytest.mark.parametrize("kind", ["trained", "parrot"])
+def test_every_prompt_is_continued(command, trained, parrot, kind):
+    """Also by a model that has learnt hardly anything, and by one that knows two tweets and no more."""
+    out = parrot if kind == "parrot" else trained.folder
+    flags = ["--interactive", "--num_samples=4", "--max_new_tokens=12", f"--out_dir={out}"]
+    done = command("sample.py", *flags, stdin="\n".join(PROMPTS))
+    tweets = done.out.splitlines()
+    assert (done.code, len(tweets)) == (0, 4 * len(PROMPTS)), done.err
+    for at, prompt in enumerate(PROMPTS):
+        of_prompt = tweets[4 * at : 4 * at + 4]
+        assert len(set(of_prompt)) == 4 and "gave up" not in done.err
+        assert all(tweet.startswith(prompt) and len(tweet) > len(prompt) for tweet in of_prompt)
 
-    def generate(idx, *how):
-        assert tokenizer.encode(" …") in how  # never drawn
-        return rows[: len(idx)]
 
-    tokenizer = prepare.load_tokenizer()
-    texts = [" no no", " fine", " better", " better", " ha ha", " fine", "", " half \ufffd", " last"]
-    rows, scores = as_rows(tokenizer, texts), torch.tensor([9.0, 1, 2, 9, 3, 2, 9, 8, 1])
-    model = types.SimpleNamespace(config=GPTConfig(), generate=generate)
-    monkeypatch.setattr(sampling, "coherence", lambda model, rows: scores[: len(rows)])
-    known = sampling.TrainingTweets("<|endoftext|> ha ha")
-    settings = sampling.Settings(num_samples=3, candidates=3)
-    found = sampling.write(model, tokenizer, known, "", settings, torch.Generator())
-    assert [tweet for tweet, _, _ in found] == ["better", "ha ha", "last"]
+def test_the_mark_of_a_cut_is_never_drawn(monkeypatch, sample):
+    generate, banned = GPT.generate, []
+    monkeypatch.setattr(
+        GPT, "generate", lambda *a, **how: banned.append(how["banned"]) or generate(*a, **how)
+    )
+    sample()
+    cut_off = prepare.load_tokenizer().encode(" …")
+    assert banned and all(cut_off == ids[:1] for ids in banned)
 
 
 KNOWN = ["The quick brown fox jumps over it", "So true!", "🚀", "火星へ行く"]
@@ -205,7 +257,11 @@ def test_no_tweet_is_printed_twice_and_what_cannot_be_found_is_given_up(command,
     tweets = command(*words, "--temperature=0.3").out.splitlines()
     assert set(BY_HEART) <= set(tweets) and len(set(tweets)) == len(tweets)
     done = command(*words, "--min_novelty=0.5", "--start=The quick", "--temperature=0")
-    assert (done.code, done.out) == (0, "") and "gave up on 5 tweets" in done.err
+    assert (done.code, done.out) == (1, "") and "gave up on 5 of 5 tweets" in done.err
+    assert "min_novelty" in done.err and not (parrot / "samples.txt").read_text().count("min_novelty=0.5")
+    done = command(*words, "--start=The quick", "--temperature=0")
+    assert (done.code, done.out) == (0, f"{BY_HEART[0]}\n")
+    assert "gave up on 4 of 5 tweets: temperature 0" in done.err
     done = command(*words, "--min_novelty=0.5", "--start=So", "--temperature=3", "--min_p=0", out=Terminal())
     shares = [int(line.split("%")[0]) for line in done.out.splitlines()]
     assert len(shares) == 5 and min(shares) >= 50
