@@ -11,7 +11,6 @@ Writes to data/: processed.txt (one cleaned tweet a line), train.bin and val.bin
 """
 
 import ast
-import bisect
 import codecs
 import collections
 import contextlib
@@ -53,10 +52,7 @@ MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
 FIRST_ROWS = 5_000  # by which a file is judged
 BATCH_TWEETS = 50_000  # in memory at once
-
-END_OF_TEXT = 50256  # as in model.py, which would import torch
-LINE_BREAK = 198  # the id of "\n"
-VOCAB_SIZE = 50257
+END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
 LARGE_TOKENS = 150_000  # as many teach a larger network more: on 309,121 tokens it is 0.03 nats better
 
 
@@ -80,7 +76,7 @@ class Settings:
 def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
     sources = find_tweets(settings, data_dir)
-    rows = read_tweets(sources, settings)
+    rows = read_tweets(sources)
     if settings.dry_run:
         for row in islice(rows, 10):
             tweet, why = sift(row, settings)
@@ -100,11 +96,9 @@ def main(settings):
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet not in val]))
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
-            kept = (
-                f"{authors.total() - dropped.total()} tweets of {authors.total():,} rows are too few to split"
-            )
-            about = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
-            raise UserError(f"{kept}; {about}; is it the right --text_column and --user?")
+            left = f"{authors.total() - dropped.total()} of {authors.total():,} rows are too few to split"
+            why = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
+            raise UserError(f"{left}; {why}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
     with written_whole(data_dir / "meta.json") as file:
@@ -113,22 +107,23 @@ def main(settings):
 
 # --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
 
-# what a folder or a zip may hold of tweets, among much else
+# what may hold tweets, among much else in a folder or a zip
 KNOWN = re.compile(
-    r"(tweets?|note-tweet)(-part\d+)?\.js|(?!read.?me|licen[cs]e|requirements).*\.(csv|tsv|txt|jsonl?|ndjson)"
+    r"(?i)((tweets?|note-tweet)(-part\d+)?\.js|(?!read.?me|licen[cs]e).*\.([ct]sv|txt|jsonl?|ndjson)(\.gz)?)"
 )
 # what the standard library raises for files that are damaged, cut short or encrypted
 DAMAGE = gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
-# kinds of files: of those in one place the first kind is read; a table that names no text column comes before
-# text, because that is hardly what was meant
+# kinds of files: where they lie together only the first kind is read; a table without a column of tweets comes
+# before text, because that is hardly what was meant
 ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
 
 
 class Source(NamedTuple):
     file: pathlib.Path | zipfile.Path
     kind: int
-    names: list[str] = []  # of a table's columns
-    separator: str = ""  # of its cells; none in JSON
+    separator: str  # of the cells in a line; none in JSON
+    names: list[str]  # of the columns
+    texts: list[str]  # of those that hold a tweet
 
 
 def find_tweets(settings, data_dir):
@@ -193,39 +188,40 @@ def files_in(path):
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # such as .venv
-            known = KNOWN.fullmatch(name_of(file)) or file.suffix.lower() == ".zip"
-            if known and file.is_file() and not hidden and file.name not in ("processed.txt", "meta.json"):
+            ours = file.name in ("processed.txt", "meta.json")
+            if (
+                file.is_file()
+                and not hidden
+                and not ours
+                and (KNOWN.fullmatch(file.name) or file.suffix == ".zip")
+            ):
                 yield from files_in(file)
-    elif path.suffix.lower() == ".zip":
+    elif path.suffix == ".zip":
         names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
-        files = map(zipfile.Path(path).joinpath, names)
-        yield from (file for file in files if KNOWN.fullmatch(name_of(file)))
+        yield from (file for file in map(zipfile.Path(path).joinpath, names) if KNOWN.fullmatch(file.name))
     elif path.suffix == ".js" and KNOWN.fullmatch(path.name):  # with its other parts
         yield from (part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name))
     else:
         yield path
 
 
-def name_of(file):
-    """A file's own name in small letters, without the .gz of a packed one."""
-    return file.name.lower().removesuffix(".gz")
-
-
 def look(file, settings):
-    """The Source that a file is, by its name and its first line."""
-    if name_of(file).endswith(".js"):
-        return Source(file, ARCHIVE)
+    """The Source that a file is, by its name and its first lines."""
+    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
+    if suffix == ".js" and KNOWN.fullmatch(file.name):
+        return Source(file, ARCHIVE, "", ARCHIVE_TEXTS, ARCHIVE_TEXTS)
     with open_text(file) as text:
-        lines = iter(lambda: text.readline(1_000_000), "")
-        line = next((line for line in lines if line.strip() and not SEPARATOR_LINE.match(line)), "")
-    if name_of(file).endswith((".json", ".jsonl", ".ndjson")) or BEGINS_JSON.match(line):
+        line = next((line for line in text if line.strip() and not SEPARATOR_LINE.match(line)), "")
+    separator, names = split(line)
+    if suffix in (".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
         separator, names = "", list(dict.fromkeys(chain.from_iterable(islice(json_rows(file), FIRST_ROWS))))
-    else:
-        separator, names = split(line)
-    is_txt = separator and name_of(file).endswith(".txt")
-    if text_columns(names, settings) and (len(names) > 1 or not is_txt):  # a tweet may be the word "Text"
-        return Source(file, TABLE, names, separator)
-    return Source(file, LINES if is_txt and not settings.text_column else UNREADABLE, names, separator)
+    texts = text_columns(names, settings)
+    may_be_lines = suffix == ".txt" and separator and not settings.text_column
+    if texts and not (may_be_lines and len(names) == 1):  # a tweet may be the word "Text"
+        return Source(file, TABLE, separator, names, texts)
+    if may_be_lines:
+        return Source(file, LINES, "\n", ["text"], ["text"])
+    return Source(file, UNREADABLE, separator, names, [])
 
 
 def why_none(path, sources, settings):
@@ -233,64 +229,95 @@ def why_none(path, sources, settings):
     if not sources:
         names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
         return f"no table, text or tweets.js, only {textwrap.shorten(', '.join(sorted(names)), 200)}"
-    file, _, names, separator = sources[0]
-    if not KNOWN.fullmatch(name_of(file)):
+    file, _, separator, names, _ = sources[0]
+    if not KNOWN.fullmatch(file.name):
         return "it is no table, text or archive of X's; save a spreadsheet as a CSV"
     if not any(names):
         return f"{file.name} is empty"
-    wordy = []
-    if separator:
-        with open_text(file) as text:
-            lines = list(islice(text, 200))
-        for number, line in enumerate(lines, 1):
-            if text_columns(split(line)[1], settings):
-                return f"line {number} seems to name the columns; delete the lines before it"
-        if any(NO_NAME.match(name) for name in names):
-            fix = ", or name a file with a tweet a line .txt" if len(names) == 1 else ""
-            return f"its first line, {names}, names no columns; put a line of names above it, as id,text{fix}"
-        rows = (row for row in csv.reader(lines, delimiter=separator) if len(row) == len(names))
-        wordy = [
-            name for name, *row in zip(*rows, strict=True) if name and "".join(row).count(" ") > 3 * len(row)
-        ]
-    likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
+    with open_text(file) as text:
+        lines = list(islice(text, 200)) if separator else []
+    if below := [number for number, line in enumerate(lines, 1) if text_columns(split(line)[1], settings)]:
+        return f"line {below[0]} seems to name the columns; delete the lines before it"
+    if any(map(NO_NAME.match, names)):
+        fix = ", or name a file with a tweet a line .txt" if len(names) == 1 else ""
+        return f"its first line, {names}, names no columns; put a line of names above it, as id,text{fix}"
+    rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
+    wordy = [name for name, *cells in zip(*rows, strict=True) if "".join(cells).count(" ") > 3 * len(cells)]
+    likely = (
+        f"--text_column={wordy[0]!r}?" if len(wordy) == 1 and wordy[0] else "name one with --text_column=…"
+    )
     wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
     return f"no column {wanted} among {textwrap.shorten(', '.join(names), 200)}: {likely}"
 
 
 # --- reading --------------------------------------------------------------------------------------
 
+# names of columns as `plain` writes them, the likeliest first; of the first three the fullest is taken
+TEXT = (
+    *("extendedtweetfulltext", "fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent", "content"),
+    *("rawcontent", "renderedcontent", "embeddedtext", "body", "post", "status"),
+)
+ARCHIVE_TEXTS = ["tweet.full_text", "tweet.text", "full_text", "text", "noteTweet.core.text"]
+AUTHOR = (
+    *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "fromuser", "handle"),
+    *("userhandle", "author", "user", "account"),
+)
+MARK = "isretweet", "retweet", "type", "posttype", "tweettype"
+# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
+OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
+COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
+WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
+NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|\S*://")  # what a first line without names has
+SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
+BEGINS_JSON, LISTS = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)"""), ("data", "statuses", "tweets")
+GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
-GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")
 
 
 class Row(NamedTuple):
     text: str
-    author: str = ""
-    why_not: str = ""  # why it is no tweet of the author's own
+    author: str
+    why_not: str  # why it is no tweet of the author's own
 
 
-def read_tweets(sources, settings):
+def read_tweets(sources):
     """Yield the Row of each tweet; one that an exporter has cut off gets the mark that X gives such a tweet."""
-    readers = {ARCHIVE: read_archive, TABLE: read_table, LINES: read_lines}
     for source in sources:
-        rows = readers[source.kind](source, settings)
+        rows = read(source)
         first = list(islice(rows, FIRST_ROWS))
-        limit = cut_length([row.text for row in first])
+        limit = max((len(row.text) for row in first), default=0)
+        # an exporter cuts where many texts end, and inside a word
+        cut = [row for row in first if len(row.text) == limit >= 100 and OPEN_END.search(row.text)]
+        is_cut = len(cut) > max(4, sum(limit - 10 <= len(row.text) < limit for row in first))
         for row in chain(first, rows):
-            if len(row.text) == limit and OPEN_END.search(row.text):
+            if is_cut and len(row.text) == limit and OPEN_END.search(row.text):
                 row = row._replace(text=f"{row.text.rpartition(' ')[0]} …")
             yield row
 
 
-def cut_length(texts):
-    """The length at which a file's exporter cuts off texts without a mark, or None.
+def read(source):
+    """Yield the Row of each tweet in a file; of several texts for one tweet the one that says most."""
+    rows, beginnings = rows_of(source), long_beginnings(source)
+    first = list(islice(rows, FIRST_ROWS))
+    author, *_ = *columns(source.names, AUTHOR), ""
+    marks = columns(source.names, MARK)
+    marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
+    for row in chain(first, rows):
+        text, *others = (row[name] for name in source.texts)
+        if others:
+            text = max(text, *others, key=lambda text: len(clean(text)))
+        why_not = "retweets" if any(OTHERS.match(row[name].strip()) for name in marks) else ""
+        if beginnings and bare(clean(text))[:100] in beginnings:
+            why_not = "beginnings of long posts, whole in note-tweet.js"
+        yield Row(text, row[author].strip() if author else "", why_not)
 
-    Where it does, five texts or more of the greatest length end in a letter, and fewer are a little shorter.
-    """
-    longest = max(map(len, texts), default=0)
-    cut = sum(len(text) == longest and bool(OPEN_END.search(text)) for text in texts)
-    shorter = sum(longest - 10 <= len(text) < longest for text in texts)
-    return longest if longest >= 100 and cut > max(4, shorter) else None
+
+def long_beginnings(source):
+    """How the long posts in the note-tweet.js beside a tweets.js begin: tweets.js has no more of them."""
+    if source.kind != ARCHIVE or source.file.name.startswith("note"):
+        return set()
+    notes = [file for file in source.file.parent.iterdir() if file.name.startswith("note-tweet")]
+    return {bare(clean(row[ARCHIVE_TEXTS[-1]]))[:100] for file in notes for row in json_rows(file)}
 
 
 @contextlib.contextmanager
@@ -300,169 +327,72 @@ def open_text(file):
         if file.suffix.lower() == ".gz":
             binary = gzip.GzipFile(fileobj=binary)
         is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
-        yield io.TextIOWrapper(binary, "utf-16" if is_utf16 else "utf-8-sig", "or-windows-1252", newline="")
+        encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "windows-1252")
+        yield io.TextIOWrapper(binary, encoding, errors, newline="")
 
 
-def or_windows_1252(error):
-    """Decode bytes that are not UTF-8, or encode what Windows-1252 lacks, as codecs.register_error asks."""
+def as_windows_1252(error):
+    """An error handler, as codecs.register_error describes it, for what cannot be read or written."""
     part = error.object[error.start : error.end]
-    if isinstance(error, UnicodeEncodeError):
-        return part.encode("latin-1"), error.end
-    return "\ufffd" if error.encoding.startswith("utf-16") else part.decode("cp1252", "replace"), error.end
+    return part.decode("cp1252", "replace") if isinstance(part, bytes) else part.encode("latin-1"), error.end
 
 
-codecs.register_error("or-windows-1252", or_windows_1252)
+codecs.register_error("windows-1252", as_windows_1252)
 
 
-def read_lines(source, settings):
-    """Text with one tweet a line, or between the marks that GPT-2's trainers put around each."""
-    with open_text(source.file) as text:
+def rows_of(source):
+    """The iterator of a file's rows, each {name: cell}."""
+    if not source.separator:
+        return json_rows(source.file)
+    if source.separator == "\n":
+        return line_rows(source.file)
+    if source.separator == "\t":  # not all who write such files know quotes
+        try:
+            collections.deque(csv_rows(source), maxlen=0)
+        except UserError:
+            return csv_rows(source, csv.QUOTE_NONE)
+    return csv_rows(source)
+
+
+def line_rows(file):
+    """A tweet a line, or one between marks."""
+    with open_text(file) as text:
         first = text.readline()
-        marked = GPT2_MARK.search(first)
-        for tweet in GPT2_MARK.split(first + text.read()) if marked else chain([first], text):
-            if tweet.strip():
-                yield Row(tweet.strip())
-
-
-def read_archive(source, settings):
-    """The tweets.js in X's archive, and the note-tweet.js beside it, which holds long posts whole.
-
-    tweets.js has their beginnings under other ids, so that only the words tell what belongs together.
-    """
-    notes = []
-    if not source.file.name.startswith("note"):
-        beside = [
-            file for file in source.file.parent.iterdir() if re.fullmatch(r"note-tweet.*\.js", file.name)
-        ]
-        notes = sorted(bare(clean(text)) for file in beside for text in archive_texts(file))
-    for text in archive_texts(source.file):
-        start = bare(clean(text))
-        place = bisect.bisect_left(notes, start)
-        # a few letters would fit by chance
-        begins = len(start) >= 20 and any(note.startswith(start) for note in notes[place : place + 1])
-        yield Row(text, why_not="beginnings of long posts, whole in note-tweet.js" if begins else "")
-
-
-def archive_texts(file):
-    """The texts in a tweets.js or note-tweet.js: JavaScript that assigns a list of objects."""
-    try:
-        return [fuller([row[name] for name in row if name.endswith(("text"))]) for row in json_rows(file)]
-    except (UserError, ValueError):
-        raise UserError(f"{file} is not a tweets.js from X's archive, or is damaged") from None
-
-
-def fuller(texts):
-    """Of the texts that a source gives for one tweet, the one that says most: others may be cut off."""
-    return texts[0] if len(texts) == 1 else max(texts, key=lambda text: len(clean(text)))
-
-
-# --- tables ---------------------------------------------------------------------------------------
-
-# names of columns as `plain` writes them, the likeliest first
-TEXT = [
-    *("extendedtweetfulltext", "fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent", "content"),
-    *("rawcontent", "renderedcontent", "embeddedtext", "body", "post", "status"),
-]
-AUTHOR = [
-    *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "fromuser", "handle"),
-    *("userhandle", "author", "user", "account"),
-]
-MARK, MARKS = ["isretweet", "retweet"], {"true", "1", "yes", "t", "y", "1.0", "retweet", "rt"}
-# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
-TYPE, OTHERS = ["type", "posttype", "tweettype"], ("retweet", "rt", "repost", "quoted")
-COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
-ANOTHERS = re.compile("quot|retweet|reply|parent")  # the posts within a post
-NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|\S*://")  # what a first line without names has
-SEPARATOR_LINE = re.compile('"?sep=')  # which Excel reads
-BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")
-
-
-def split(line):
-    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
-    separator = max("\x1f,;\t|", key=line.count)
-    return separator, next(csv.reader([line], delimiter=separator), [])
-
-
-def text_columns(names, settings):
-    """The column with tweets; beside a full_text also a text, which at times says more."""
-    found = columns(names, [plain(settings.text_column)] if settings.text_column else TEXT)[:1]
-    return found + (columns(names, ["text"]) if "fulltext" in map(plain, found) else [])
-
-
-def columns(names, wanted):
-    """The columns with one of the wanted names, the likeliest first.
-
-    If there is none, an object within an object may have one, as in "legacy.full_text".
-    """
-    inner = [name for name in names if not ANOTHERS.search(plain(name))]
-    known = {plain(name.rpartition(".")[2]): name for name in reversed(inner)}
-    top = {plain(name): name for name in reversed(names)}
-    return [top[name] for name in wanted if name in top] or [known[name] for name in wanted if name in known]
-
-
-def plain(name):
-    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
-    return re.sub(r"[\s_.-]+", "", name).lower()
-
-
-def read_table(source, settings):
-    """The tweets of a table; a column may mark those that are others'."""
-    rows = csv_rows(source) if source.separator else json_rows(source.file)
-    first = list(islice(rows, FIRST_ROWS))
-    texts, authors, types = (
-        text_columns(source.names, settings),
-        *(columns(source.names, x) for x in (AUTHOR, TYPE)),
-    )
-    marks = columns(source.names, MARK)
-    marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
-    for row in chain(first, rows):
-        is_others = any(row[name].strip().lower() in MARKS for name in marks)
-        is_others |= any(row[name].strip().lower().startswith(OTHERS) for name in types)
-        author = row[authors[0]].strip() if authors else ""
-        yield Row(fuller([row[name] for name in texts]), author, "retweets" if is_others else "")
+        tweets = GPT2_MARK.split(first + text.read()) if GPT2_MARK.search(first) else chain([first], text)
+        yield from ({"text": tweet.strip()} for tweet in tweets if tweet.strip())
 
 
 def json_rows(file):
-    """Yield {name: cell} of the objects in a file: one a line or a list, as JSON or as Python prints them."""
+    """One object a line or a list of them; "legacy.full_text" is the name of what one in another holds."""
     with open_text(file) as text:
         for line in filter(str.strip, text):
             try:
                 value = parsed(line)
-            except ValueError:  # it goes on in the next lines
+            except (ValueError, SyntaxError):  # it goes on in the next lines
                 value = parsed(line + text.read())
-            if isinstance(value, dict):  # some put the list beside what they tell about it
-                value = next(
-                    (value[key] for key in ("data", "statuses") if type(value.get(key)) is list), [value]
-                )
-            for item in value:
-                yield collections.defaultdict(str, flat(item))
+            if isinstance(value, dict):  # some hold the list beside what they tell about it
+                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), [value])
+            yield from (collections.defaultdict(str, flat(item)) for item in value)
 
 
 def parsed(text):
-    """The value that is written as JSON, as JavaScript that assigns it, or as Python prints it."""
+    """The value of JSON, of JavaScript that assigns it, or of what Python prints."""
     text = re.sub(r"^[\w.\s]+=", "", text).strip("; \t\r\n")
-    try:
-        return ast.literal_eval(text) if re.match(r"[\[{\s]*'", text) else json.loads(text)
-    except (SyntaxError, MemoryError) as error:
-        raise ValueError(error) from None
+    return ast.literal_eval(text) if re.match(r"[\[{\s]*'", text) else json.loads(text)
 
 
-def flat(item):
-    """{name: cell} of an object; what is in an object within it is named like "legacy.full_text"."""
-    cells = {}
+def flat(item, within=""):
+    """Yield (name, cell) of an object."""
     for name, value in item.items():
         if isinstance(value, dict):
-            cells |= {f"{name}.{key}": cell for key, cell in flat(value).items()}
+            yield from flat(value, f"{within}{name}.")
         elif isinstance(value, str | int | float):
-            cells[name] = str(value)
-    return cells
+            yield f"{within}{name}", str(value)
 
 
-def csv_rows(source, quoting=None):
-    """Yield {name: cell} of each row; raise UserError, with the line's number, where cells may be shifted."""
-    file, _, names, separator = source
-    if quoting is None:
-        quoting = quoting_of(source)
+def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
+    """Of a CSV; raise UserError, with the line's number, where cells may be shifted."""
+    file, _, separator, names, _ = source
     width, last = None, 0  # cells of a row; number of the line that the last row ended on
     with open_text(file) as text:
         reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
@@ -482,60 +412,69 @@ def csv_rows(source, quoting=None):
                     cells = [re.sub(r'^"((?:[^"]|"")*)"$', r"\1", cell).replace('""', '"') for cell in cells]
                 yield dict(zip(names, cells, strict=False))
         except csv.Error as error:
-            fix = (
-                'a cell with a separator, a line break or a quote must be in quotes, and the quote twice ("")'
-            )
+            fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
             raise UserError(f"{file}, line {last + 1}: {error}; {fix}") from None
 
 
-def quoting_of(source):
-    """How a file's cells are quoted: with tabs between them maybe not at all, if it cannot be read else."""
-    if source.separator == "\t":
-        try:
-            collections.deque(csv_rows(source, csv.QUOTE_MINIMAL), maxlen=0)
-        except UserError:
-            return csv.QUOTE_NONE
-    return csv.QUOTE_MINIMAL
-
-
-def swallows_rows(row, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, and one beside it fits its column.
-
-    Six characters fit if they differ in digits alone; a number fits if it is the next one, because lists and
-    sums begin with others ("100,000 kites").
-    """
-    for place, cell in enumerate(row):
-        for line in cell.splitlines()[1:]:
-            cells = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)
-            for mine, other in zip(row, cells, strict=False) if len(cells) == len(row) else ():
-                next_one = mine.isdecimal() and other.isdecimal() and abs(int(mine) - int(other)) == 1
-                alike = len(mine) > 5 and re.sub(r"\d", "0", mine) == re.sub(r"\d", "0", other)
-                if mine is not cell and (next_one or alike):
-                    return True
+def swallows_rows(cells, separator):
+    """Whether a cell holds a line that looks like a row: as many cells, of which one fits its column."""
+    for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
+        row = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "a, b"
+        if len(row) == len(cells) and any(map(fits, cells, row)):
+            return True
     return False
+
+
+def fits(cell, other):
+    """Whether two cells are alike but for digits, or, if that is soon said, are neighbouring numbers."""
+    if len(cell) > 5:
+        return re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other)
+    return cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1
+
+
+def split(line):
+    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
+    separator = max("\x1f,;\t|", key=line.count)
+    return separator, next(csv.reader([line], delimiter=separator), [])
+
+
+def text_columns(names, settings):
+    """The columns that hold a tweet: by their names, the likeliest; a tweet is the fullest of its cells."""
+    found = columns(names, [plain(settings.text_column)] if settings.text_column else TEXT)
+    return [name for name in found if plain(name) in TEXT[:3]] or found[:1]
+
+
+def columns(names, wanted):
+    """The columns with one of the wanted names, the likeliest first; else those within, as "legacy.full_text"."""
+    known = {plain(name): name for name in reversed(names)}
+    inner = {
+        plain(name.rpartition(".")[2]): name for name in reversed(names) if not WITHIN.search(plain(name))
+    }
+    return [known[name] for name in wanted if name in known] or [
+        inner[name] for name in wanted if name in inner
+    ]
+
+
+def plain(name):
+    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
+    return re.sub(r"[\s_.-]+", "", name).lower()
 
 
 # --- cleaning -------------------------------------------------------------------------------------
 
 # what sources write for characters: quotes around Python's bytes, escapes of Python, JSON and R, tags of HTML
 QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
+HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
 CODED = re.compile(
-    r"(?:\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|\\U000[0-9A-Fa-f]{5}|<U\+(?:000)?[0-9A-F]{4,5}>|<[89a-f][0-9a-f]>)+"
+    rf"(?:\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+"
 )
-HEX = re.compile(r"[0-9A-Fa-f]{2,8}")
-ATTRIBUTES = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)"
-SPACE = re.compile(rf"\\[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){ATTRIBUTES}>)")
-NOTHING = re.compile(
-    rf"""\\(['"/\\])|(?i:</?(?:a|abbr|b|code|del|em|i|img|s|small|span|strong|sub|sup|u){ATTRIBUTES}>)"""
-)
-LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # as what Windows-1252 shows the first byte of a character in UTF-8
-# control characters are Windows-1252's signs in disguise; the rest is not seen
-UNSEEN = {
-    code: bytes([code]).decode("cp1252", "ignore") for code in (*range(9), *range(14, 28), *range(127, 160))
-}
-UNSEEN |= dict.fromkeys(
-    [0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
-)
+REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
+SPACE = re.compile(rf"\\[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
+NOTHING = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
+LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of a character in UTF-8
+UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}  # as browsers do
+UNSEEN |= dict.fromkeys([*range(9), *range(14, 28), 127, 0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF], "")
+UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x206A)], "")
 
 # the characters of a link; those of languages that write without spaces are text that follows it
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
@@ -545,6 +484,7 @@ LINK = (  # old scrapers put a space after "https://" and "www."
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
+MAY_LINK = re.compile(r"/|ww\.|\bhtt?p?s?:?$")  # the search for links is slow, and most texts have none
 CUT = re.compile(rf"(?:…\s?{LINK}(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
 
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
@@ -581,7 +521,8 @@ def clean_tweets(rows, settings, authors, dropped):
 
 def sift(row, settings):
     """(the clean tweet, ""), or ("", why it is left out)."""
-    if settings.user and handle(row.author) != handle(settings.user):
+    author, wanted = (name.strip().removeprefix("@").casefold() for name in (row.author, settings.user))
+    if wanted and author != wanted:
         return "", "by other authors"
     if row.why_not or len(row.text) > MAX_CHARS:
         return "", row.why_not or f"longer than {MAX_CHARS:,} characters"
@@ -591,11 +532,6 @@ def sift(row, settings):
     if len(tweet) < settings.min_chars:
         return "", f"shorter than {settings.min_chars} characters"
     return tweet, ""
-
-
-def handle(name):
-    """A user name as it is compared: "@NASA " is "nasa"."""
-    return name.strip().removeprefix("@").casefold()
 
 
 def clean(text, settings=Settings()):
@@ -616,7 +552,7 @@ def clean(text, settings=Settings()):
     if "…" in text and (cut := CUT.search(text)):
         words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")
         text = f"{words} …" if words else text
-    if settings.urls == "strip":
+    if settings.urls == "strip" and MAY_LINK.search(text):
         text = LINKS.sub("", text)
     if settings.mentions != "keep" and "@" in text:
         text = OPENING.sub("", text)
@@ -633,7 +569,7 @@ def decoded(text):
         text = QUOTED.sub(r"\2", text)
     if "\\" in text or "<" in text:
         text = CODED.sub(
-            lambda run: repaired("".join(chr(int(code, 16)) for code in HEX.findall(run[0]))), text
+            lambda run: repaired("".join(chr(int(code, 16)) for code in CODE.findall(run[0]))), text
         )
         text = NOTHING.sub(r"\1", SPACE.sub(" ", text))
     if not text.isascii():
@@ -648,10 +584,10 @@ def decoded(text):
 
 
 def repaired(text):
-    """A text in UTF-8 that was read as Windows-1252, perhaps twice ("donâ€™t"): all of it survives the way back."""
+    """A text in UTF-8 that was read as Windows-1252, perhaps twice ("donâ€™t"), and survives the way back."""
     with contextlib.suppress(UnicodeError):
         while LEAD.search(text):
-            text = text.encode("cp1252", "or-windows-1252").decode("utf-8", "surrogatepass")
+            text = text.encode("cp1252", "windows-1252").decode("utf-8", "surrogatepass")
     return text
 
 
