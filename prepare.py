@@ -78,9 +78,9 @@ def main(settings):
     sources = find_tweets(settings, data_dir)
     rows = read_tweets(sources)
     if settings.dry_run:
-        for row in islice(rows, 10):
-            tweet, why = sift(row, settings)
-            print(f"before  {printable(row.text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
+        for text, *about in islice(rows, 10):
+            tweet, why = sift(text, *about, settings)
+            print(f"before  {printable(text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
         return
 
     tokenizer, authors, dropped = load_tokenizer(), collections.Counter(), collections.Counter()
@@ -109,12 +109,11 @@ def main(settings):
 
 # what may hold tweets, among much else in a folder or a zip
 KNOWN = re.compile(
-    r"(?i)((tweets?|note-tweet)(-part\d+)?\.js|(?!read.?me|licen[cs]e).*\.([ct]sv|txt|jsonl?|ndjson)(\.gz)?)"
+    r"(?i)(note-)?tweets?(-part\d+)?\.js|(?!readme|license).*\.([ct]sv|txt|jsonl?|ndjson)(\.gz)?"
 )
 # what the standard library raises for files that are damaged, cut short or encrypted
 DAMAGE = gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
-# kinds of files: where they lie together only the first kind is read; a table without a column of tweets comes
-# before text, because that is hardly what was meant
+# kinds of files, of which only the first in a place is read: text beside a table is hardly what was meant
 ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
 
 
@@ -129,14 +128,13 @@ class Source(NamedTuple):
 def find_tweets(settings, data_dir):
     """The Sources that the user names, each once, else Kaggle's CSV or the sample."""
     paths = [] if settings.input else [find_csv(data_dir)]
-    for name in map(os.path.expanduser, settings.input):
-        matches = [] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
-        paths += map(pathlib.Path, matches or [name])
-    sources = {source.file: source for path in paths for source in sources_in(path, settings)}
-    for file, source in sources.items():
+    for name in map(os.path.expanduser, settings.input):  # a name with brackets may be no pattern
+        paths += [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
+    sources = [source for path in paths for source in sources_in(pathlib.Path(path), settings)]
+    for source in sources:
         if settings.user and not columns(source.names, AUTHOR):
-            raise UserError(f"{file} names no authors; leave out --user")
-    return list(sources.values())
+            raise UserError(f"{source.file} names no authors; leave out --user")
+    return list({source.file: source for source in sources}.values())
 
 
 def find_csv(data_dir):
@@ -160,7 +158,7 @@ def find_csv(data_dir):
 
 
 def sources_in(path, settings):
-    """The Sources in a file, folder or zip: beside X's archive other files are left out, beside tables text."""
+    """The Sources in a file, folder or zip, all of the first kind that it holds."""
     if not path.exists():
         raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
     with damage_told(path):
@@ -188,19 +186,15 @@ def files_in(path):
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # such as .venv
-            ours = file.name in ("processed.txt", "meta.json")
-            if (
-                file.is_file()
-                and not hidden
-                and not ours
-                and (KNOWN.fullmatch(file.name) or file.suffix == ".zip")
-            ):
+            known = KNOWN.fullmatch(file.name) or file.suffix.lower() == ".zip"
+            if known and not hidden and file.is_file() and file.name not in ("processed.txt", "meta.json"):
                 yield from files_in(file)
-    elif path.suffix == ".zip":
+    elif path.suffix.lower() == ".zip":
         names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
         yield from (file for file in map(zipfile.Path(path).joinpath, names) if KNOWN.fullmatch(file.name))
-    elif path.suffix == ".js" and KNOWN.fullmatch(path.name):  # with its other parts
-        yield from (part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name))
+    elif path.suffix == ".js":  # with its other parts
+        parts = [part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name)]
+        yield from parts if path in parts else [path]
     else:
         yield path
 
@@ -242,10 +236,12 @@ def why_none(path, sources, settings):
         fix = ", or name a file with a tweet a line .txt" if len(names) == 1 else ""
         return f"its first line, {names}, names no columns; put a line of names above it, as id,text{fix}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
-    wordy = [name for name, *cells in zip(*rows, strict=True) if "".join(cells).count(" ") > 3 * len(cells)]
-    likely = (
-        f"--text_column={wordy[0]!r}?" if len(wordy) == 1 and wordy[0] else "name one with --text_column=…"
-    )
+    wordy = [
+        name
+        for name, *cells in zip(*rows, strict=True)
+        if name and " ".join(cells).count(" ") > 4 * len(cells)
+    ]
+    likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
     wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
     return f"no column {wanted} among {textwrap.shorten(', '.join(names), 200)}: {likely}"
 
@@ -270,33 +266,33 @@ WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a pos
 NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|\S*://")  # what a first line without names has
 SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
 BEGINS_JSON, LISTS = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)"""), ("data", "statuses", "tweets")
+QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
 GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
 
 
-class Row(NamedTuple):
-    text: str
-    author: str
-    why_not: str  # why it is no tweet of the author's own
-
-
 def read_tweets(sources):
-    """Yield the Row of each tweet; one that an exporter has cut off gets the mark that X gives such a tweet."""
+    """Yield (text, author, why it is no tweet of the author's own) for each row of the sources."""
     for source in sources:
         rows = read(source)
         first = list(islice(rows, FIRST_ROWS))
-        limit = max((len(row.text) for row in first), default=0)
-        # an exporter cuts where many texts end, and inside a word
-        cut = [row for row in first if len(row.text) == limit >= 100 and OPEN_END.search(row.text)]
-        is_cut = len(cut) > max(4, sum(limit - 10 <= len(row.text) < limit for row in first))
-        for row in chain(first, rows):
-            if is_cut and len(row.text) == limit and OPEN_END.search(row.text):
-                row = row._replace(text=f"{row.text.rpartition(' ')[0]} …")
-            yield row
+        limit = cut_length([text for text, *_ in first])
+        for text, author, why_not in chain(first, rows):
+            if len(text) == limit and OPEN_END.search(text):
+                text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
+            yield text, author, why_not
+
+
+def cut_length(texts):
+    """The length at which an exporter has cut off texts, or None: many end there, and inside a word."""
+    longest = max(map(len, texts), default=0)
+    at_end = [text for text in texts if len(text) == longest and OPEN_END.search(text)]
+    shorter = [text for text in texts if longest - 10 <= len(text) < longest]
+    return longest if longest >= 100 and len(at_end) > max(4, len(shorter)) else None
 
 
 def read(source):
-    """Yield the Row of each tweet in a file; of several texts for one tweet the one that says most."""
+    """What read_tweets yields, of a file; of several texts for one tweet the one that says most."""
     rows, beginnings = rows_of(source), long_beginnings(source)
     first = list(islice(rows, FIRST_ROWS))
     author, *_ = *columns(source.names, AUTHOR), ""
@@ -309,7 +305,7 @@ def read(source):
         why_not = "retweets" if any(OTHERS.match(row[name].strip()) for name in marks) else ""
         if beginnings and bare(clean(text))[:100] in beginnings:
             why_not = "beginnings of long posts, whole in note-tweet.js"
-        yield Row(text, row[author].strip() if author else "", why_not)
+        yield text, row[author].strip() if author else "", why_not
 
 
 def long_beginnings(source):
@@ -341,25 +337,16 @@ codecs.register_error("windows-1252", as_windows_1252)
 
 
 def rows_of(source):
-    """The iterator of a file's rows, each {name: cell}."""
-    if not source.separator:
-        return json_rows(source.file)
-    if source.separator == "\n":
-        return line_rows(source.file)
-    if source.separator == "\t":  # not all who write such files know quotes
-        try:
-            collections.deque(csv_rows(source), maxlen=0)
-        except UserError:
-            return csv_rows(source, csv.QUOTE_NONE)
-    return csv_rows(source)
-
-
-def line_rows(file):
-    """A tweet a line, or one between marks."""
-    with open_text(file) as text:
-        first = text.readline()
-        tweets = GPT2_MARK.split(first + text.read()) if GPT2_MARK.search(first) else chain([first], text)
-        yield from ({"text": tweet.strip()} for tweet in tweets if tweet.strip())
+    """Yield {name: cell} of each row in a file; text has a tweet a line, or one between marks."""
+    if source.kind == LINES:
+        with open_text(source.file) as text:
+            first = text.readline()
+            tweets = GPT2_MARK.split(first + text.read()) if GPT2_MARK.search(first) else chain([first], text)
+            yield from ({"text": tweet.strip()} for tweet in tweets if tweet.strip())
+    elif source.separator:
+        yield from tab_rows(source) if source.separator == "\t" else csv_rows(source)
+    else:
+        yield from json_rows(source.file)
 
 
 def json_rows(file):
@@ -408,28 +395,36 @@ def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
                     raise csv.Error(f"{len(cells)} cells instead of {width}")
                 if last > line and swallows_rows(cells, separator):
                     raise csv.Error("a stray quote joins rows")
-                if quoting == csv.QUOTE_NONE:
-                    cells = [re.sub(r'^"((?:[^"]|"")*)"$', r"\1", cell).replace('""', '"') for cell in cells]
                 yield dict(zip(names, cells, strict=False))
         except csv.Error as error:
             fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
             raise UserError(f"{file}, line {last + 1}: {error}; {fix}") from None
 
 
+def tab_rows(source):
+    """Of a file with tabs, whose writer may not know quotes: it does if the file can be read with them."""
+    try:
+        collections.deque(csv_rows(source), maxlen=0)
+    except UserError:
+        for row in csv_rows(source, csv.QUOTE_NONE):
+            yield {name: QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for name, cell in row.items()}
+    else:
+        yield from csv_rows(source)
+
+
 def swallows_rows(cells, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, of which one fits its column."""
+    """Whether a cell holds a line that looks like a row: as many cells, one of which fits its column.
+
+    That is, it differs in digits alone or, if it is short, is a neighbouring number.
+    """
     for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
-        row = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "a, b"
-        if len(row) == len(cells) and any(map(fits, cells, row)):
-            return True
+        others = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "1, silk"
+        for cell, other in zip(cells, others, strict=True) if len(others) == len(cells) else ():
+            if len(cell) > 5 and re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other):
+                return True
+            if cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1:
+                return True
     return False
-
-
-def fits(cell, other):
-    """Whether two cells are alike but for digits, or, if that is soon said, are neighbouring numbers."""
-    if len(cell) > 5:
-        return re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other)
-    return cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1
 
 
 def split(line):
@@ -445,14 +440,11 @@ def text_columns(names, settings):
 
 
 def columns(names, wanted):
-    """The columns with one of the wanted names, the likeliest first; else those within, as "legacy.full_text"."""
-    known = {plain(name): name for name in reversed(names)}
-    inner = {
-        plain(name.rpartition(".")[2]): name for name in reversed(names) if not WITHIN.search(plain(name))
-    }
-    return [known[name] for name in wanted if name in known] or [
-        inner[name] for name in wanted if name in inner
-    ]
+    """The columns with one of the wanted names, the likeliest first; else inner ones: "legacy.full_text"."""
+    outer = {plain(name): name for name in reversed(names)}
+    own = [name for name in reversed(names) if not WITHIN.search(plain(name))]
+    inner = {plain(name.rpartition(".")[2]): name for name in own}
+    return list(filter(None, map(outer.get, wanted))) or list(filter(None, map(inner.get, wanted)))
 
 
 def plain(name):
@@ -466,12 +458,12 @@ def plain(name):
 QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
 HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
 CODED = re.compile(
-    rf"(?:\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+"
+    rf"(?:\\(?:x|u{HEX}{{2}}|U000{HEX}{{3}}){HEX}{{2}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][\da-f]>)+"
 )
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 SPACE = re.compile(rf"\\[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 NOTHING = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
-LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of a character in UTF-8
+LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # first bytes in UTF-8, read as Windows-1252
 UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}  # as browsers do
 UNSEEN |= dict.fromkeys([*range(9), *range(14, 28), 127, 0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF], "")
 UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x206A)], "")
@@ -509,9 +501,9 @@ RETWEET = re.compile(
 def clean_tweets(rows, settings, authors, dropped):
     """Yield the clean tweets, each once; count whose the rows are, and why some are left out."""
     seen = set()  # hashes: a million tweets would take much memory
-    for row in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
-        authors[row.author] += 1
-        tweet, why = sift(row, settings)
+    for text, author, why_not in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
+        authors[author] += 1
+        tweet, why = sift(text, author, why_not, settings)
         if why or hash(tweet) in seen:
             dropped[why or "duplicates"] += 1
         else:
@@ -519,16 +511,16 @@ def clean_tweets(rows, settings, authors, dropped):
             yield tweet
 
 
-def sift(row, settings):
+def sift(text, author, why_not, settings):
     """(the clean tweet, ""), or ("", why it is left out)."""
-    author, wanted = (name.strip().removeprefix("@").casefold() for name in (row.author, settings.user))
+    author, wanted = (name.strip().removeprefix("@").casefold() for name in (author, settings.user))
     if wanted and author != wanted:
         return "", "by other authors"
-    if row.why_not or len(row.text) > MAX_CHARS:
-        return "", row.why_not or f"longer than {MAX_CHARS:,} characters"
-    tweet = clean(row.text, settings)
+    if why_not or len(text) > MAX_CHARS:
+        return "", why_not or f"longer than {MAX_CHARS:,} characters"
+    tweet = clean(text, settings)
     if not tweet:
-        return "", "retweets" if RETWEET.search(decoded(row.text)) else "empty"
+        return "", "retweets" if RETWEET.search(decoded(text)) else "empty"
     if len(tweet) < settings.min_chars:
         return "", f"shorter than {settings.min_chars} characters"
     return tweet, ""
@@ -548,7 +540,7 @@ def clean(text, settings=Settings()):
         if retweet := RETWEET.search(text):
             text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
         text = REPLYING.sub("", text)
-    # a tweet that its source cut off ends in a mark and a link to the rest, or inside a link; the cut word goes
+    # a tweet that its source cut off ends in a mark and a link to the rest; the cut word goes
     if "…" in text and (cut := CUT.search(text)):
         words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")
         text = f"{words} …" if words else text
@@ -568,9 +560,7 @@ def decoded(text):
     if "\\" in text or text.startswith(("b'", 'b"')):
         text = QUOTED.sub(r"\2", text)
     if "\\" in text or "<" in text:
-        text = CODED.sub(
-            lambda run: repaired("".join(chr(int(code, 16)) for code in CODE.findall(run[0]))), text
-        )
+        text = CODED.sub(lambda run: repaired("".join(chr(int(x, 16)) for x in CODE.findall(run[0]))), text)
         text = NOTHING.sub(r"\1", SPACE.sub(" ", text))
     if not text.isascii():
         text = repaired(text)
@@ -584,7 +574,7 @@ def decoded(text):
 
 
 def repaired(text):
-    """A text in UTF-8 that was read as Windows-1252, perhaps twice ("donâ€™t"), and survives the way back."""
+    """A text in UTF-8 that was read as Windows-1252: it survives the way back whole ("donâ€™t")."""
     with contextlib.suppress(UnicodeError):
         while LEAD.search(text):
             text = text.encode("cp1252", "windows-1252").decode("utf-8", "surrogatepass")
@@ -605,7 +595,7 @@ def bare(text):
     return "".join(re.findall(r"[^\W_]+", text.casefold()))
 
 
-# --- tokens ---------------------------------------------------------------------------------------
+# --- tokens and the report ---------------------------------------------------------------------------------------
 
 
 def load_tokenizer():
@@ -657,15 +647,14 @@ def encode_tweets(tokenizer, tweets):
     return np.where(ids == LINE_BREAK, END_OF_TEXT, ids).astype("<u2")
 
 
-# --- the report -----------------------------------------------------------------------------------
-
-
 def report(sources, settings, tokenizer, authors, dropped):
     """Print what was done, in lines of a word and what it is about; return what meta.json tells of it."""
-    options = ("text_column", "user", "mentions", "urls", "min_chars")
-    meta = {"sources": [source.file.name for source in sources]}
-    meta |= {key: getattr(settings, key) for key in options} | {"tokenizer": "gpt2", "leading_space": True}
-    meta |= {"rows": authors.total(), "dropped": dict(dropped), "tweets": authors.total() - dropped.total()}
+    options = {
+        key: getattr(settings, key) for key in ("text_column", "user", "mentions", "urls", "min_chars")
+    }
+    meta = {"sources": [source.file.name for source in sources], **options, "tokenizer": "gpt2"}
+    meta |= {"leading_space": True, "rows": authors.total(), "dropped": dict(dropped)}
+    meta["tweets"] = authors.total() - dropped.total()
     with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
     print(f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}")
@@ -673,17 +662,16 @@ def report(sources, settings, tokenizer, authors, dropped):
     print(f"kept      {meta['tweets']:,} tweets, the first: {example}")
     if len(authors) > 1 and not settings.user:
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
-
     train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
     for name, ids in (("train", train), ("val", val)):
         distinct, counts = np.unique(ids, return_counts=True)  # the last is <|endoftext|>
         # a tweet's leading space stands for the byte of its end, which is scored too
         sizes = [len(tokenizer.decode_single_token_bytes(token)) for token in distinct[:-1]]
-        tweets, n_bytes = int(counts[-1]) - 1, int(counts[:-1] @ sizes)
-        meta |= {f"{name}_tweets": tweets, f"{name}_tokens": len(ids)}
-        meta |= {f"{name}_distinct_tokens": len(distinct), f"{name}_bytes": n_bytes}
-        n_tokens = f"{len(ids):,} tokens ({len(distinct):,} distinct)"
-        print(f"{name:9} {tweets:,} tweets, {n_tokens}, {n_bytes:,} bytes")
+        about = {"tweets": int(counts[-1]) - 1, "tokens": len(ids), "distinct_tokens": len(distinct)}
+        about["bytes"] = int(counts[:-1] @ sizes)
+        meta |= {f"{name}_{what}": number for what, number in about.items()}
+        told = "{tweets:,} tweets, {tokens:,} tokens ({distinct_tokens:,} distinct), {bytes:,} bytes"
+        print(f"{name:9} {told.format(**about)}")
     meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
     print(f"unseen    {meta['val_unseen_tokens'] / len(val):.1%} of the val tokens never occur in training")
     print(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")
