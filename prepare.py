@@ -151,9 +151,8 @@ def find_csv(data_dir):
             file.write(packed.read(name))
         return path
     except Exception as error:  # a network can fail in any way; none is fatal
-        told = f"No tweets at hand ({type(error).__name__}: {error}), so this uses the invented posts of"
-        fix = f"For the real ones, put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ and run this again."
-        print(f"{told} {SAMPLE.name}. {fix}", file=sys.stderr)
+        told = f"No tweets at hand ({type(error).__name__}: {error}): these are the invented posts of {SAMPLE.name}"
+        print(f"{told}. Put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ for real ones.", file=sys.stderr)
         return SAMPLE
 
 
@@ -213,33 +212,28 @@ def look(file, settings):
     may_be_lines = suffix == ".txt" and separator and not settings.text_column
     if texts and not (may_be_lines and len(names) == 1):  # a tweet may be the word "Text"
         return Source(file, TABLE, separator, names, texts)
-    if may_be_lines:
-        return Source(file, LINES, "\n", ["text"], ["text"])
-    return Source(file, UNREADABLE, separator, names, [])
+    return Source(file, LINES if may_be_lines else UNREADABLE, separator, names, ["text"])
 
 
 def why_none(path, sources, settings):
-    """What to tell the user of files that hold no tweets: of a table its columns, and the likely one."""
+    """Why nothing in a file, folder or zip holds tweets; of a table its columns, and the likely one."""
     if not sources:
         names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
         return f"no table, text or tweets.js, only {textwrap.shorten(', '.join(sorted(names)), 200)}"
     file, _, separator, names, _ = sources[0]
-    if not KNOWN.fullmatch(file.name):
-        return "it is no table, text or archive of X's; save a spreadsheet as a CSV"
-    if not any(names):
-        return f"{file.name} is empty"
+    if not KNOWN.fullmatch(file.name) or not any(names):
+        return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as text:
         lines = list(islice(text, 200)) if separator else []
     if below := [number for number, line in enumerate(lines, 1) if text_columns(split(line)[1], settings)]:
         return f"line {below[0]} seems to name the columns; delete the lines before it"
     if any(map(NO_NAME.match, names)):
-        fix = ", or name a file with a tweet a line .txt" if len(names) == 1 else ""
-        return f"its first line, {names}, names no columns; put a line of names above it, as id,text{fix}"
+        first = textwrap.shorten(", ".join(names), 100, placeholder=" …")
+        fix = "put names above it, as id,text; or, with a tweet a line, name the file .txt"
+        return f"its first line names no columns ({first}); {fix}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
     wordy = [
-        name
-        for name, *cells in zip(*rows, strict=True)
-        if name and " ".join(cells).count(" ") > 4 * len(cells)
+        name for name, *row in zip(*rows, strict=True) if name and " ".join(row).count(" ") > 4 * len(row)
     ]
     likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
     wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
@@ -274,13 +268,26 @@ OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a
 def read_tweets(sources):
     """Yield (text, author, why it is no tweet of the author's own) for each row of the sources."""
     for source in sources:
-        rows = read(source)
+        rows, notes = rows_of(source), long_beginnings(source)
         first = list(islice(rows, FIRST_ROWS))
-        limit = cut_length([text for text, *_ in first])
-        for text, author, why_not in chain(first, rows):
+        limit = cut_length([fullest(row, source.texts) for row in first])
+        author, *_ = *columns(source.names, AUTHOR), ""
+        marks = columns(source.names, MARK)
+        marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
+        for row in chain(first, rows):
+            text = fullest(row, source.texts)
+            why_not = "retweets" if any(OTHERS.match(row[name].strip()) for name in marks) else ""
+            if notes and bare(clean(text))[:100] in notes:
+                why_not = "beginnings of long posts, whole in note-tweet.js"
             if len(text) == limit and OPEN_END.search(text):
                 text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
-            yield text, author, why_not
+            yield text, row[author].strip() if author else "", why_not
+
+
+def fullest(row, names):
+    """Of the texts that a row gives for one tweet, the one that says most: others may be cut off."""
+    texts = [row[name] for name in names]
+    return texts[0] if len(texts) == 1 else max(texts, key=lambda text: len(clean(text)))
 
 
 def cut_length(texts):
@@ -289,23 +296,6 @@ def cut_length(texts):
     at_end = [text for text in texts if len(text) == longest and OPEN_END.search(text)]
     shorter = [text for text in texts if longest - 10 <= len(text) < longest]
     return longest if longest >= 100 and len(at_end) > max(4, len(shorter)) else None
-
-
-def read(source):
-    """What read_tweets yields, of a file; of several texts for one tweet the one that says most."""
-    rows, beginnings = rows_of(source), long_beginnings(source)
-    first = list(islice(rows, FIRST_ROWS))
-    author, *_ = *columns(source.names, AUTHOR), ""
-    marks = columns(source.names, MARK)
-    marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
-    for row in chain(first, rows):
-        text, *others = (row[name] for name in source.texts)
-        if others:
-            text = max(text, *others, key=lambda text: len(clean(text)))
-        why_not = "retweets" if any(OTHERS.match(row[name].strip()) for name in marks) else ""
-        if beginnings and bare(clean(text))[:100] in beginnings:
-            why_not = "beginnings of long posts, whole in note-tweet.js"
-        yield text, row[author].strip() if author else "", why_not
 
 
 def long_beginnings(source):
@@ -480,7 +470,6 @@ MAY_LINK = re.compile(r"/|ww\.|\bhtt?p?s?:?$")  # the search for links is slow, 
 CUT = re.compile(rf"(?:…\s?{LINK}(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
 
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
-HANDLES = re.compile(rf"{HANDLE}(?:['’]s\b)?")
 REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?")
 # "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
 OPENING = re.compile(
@@ -549,7 +538,7 @@ def clean(text, settings=Settings()):
     if settings.mentions != "keep" and "@" in text:
         text = OPENING.sub("", text)
     if settings.mentions == "strip":
-        text = HANDLES.sub("", text)
+        text = re.sub(rf"{HANDLE}(?:['’]s\b)?", "", text)
     text = " ".join(text.split())
     return "" if text == "…" else text
 
@@ -649,11 +638,10 @@ def encode_tweets(tokenizer, tweets):
 
 def report(sources, settings, tokenizer, authors, dropped):
     """Print what was done, in lines of a word and what it is about; return what meta.json tells of it."""
-    options = {
-        key: getattr(settings, key) for key in ("text_column", "user", "mentions", "urls", "min_chars")
-    }
-    meta = {"sources": [source.file.name for source in sources], **options, "tokenizer": "gpt2"}
-    meta |= {"leading_space": True, "rows": authors.total(), "dropped": dict(dropped)}
+    options = ("text_column", "user", "mentions", "urls", "min_chars")
+    meta = {"sources": [source.file.name for source in sources]}
+    meta |= {key: getattr(settings, key) for key in options}
+    meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": authors.total(), "dropped": dict(dropped)}
     meta["tweets"] = authors.total() - dropped.total()
     with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
