@@ -112,7 +112,16 @@ KNOWN = re.compile(
     r"(?i)(note-)?tweets?(-part\d+)?\.js|(?!readme|license).*\.([ct]sv|txt|jsonl?|ndjson)(\.gz)?"
 )
 # what the standard library raises for files that are damaged, cut short or encrypted
-DAMAGE = gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
+DAMAGE = (
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+)
 # kinds of files, of which only the first in a place is read: text beside a table is hardly what was meant
 ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
 
@@ -348,8 +357,9 @@ def json_rows(file):
             except (ValueError, SyntaxError):  # it goes on in the next lines
                 value = parsed(line + text.read())
             if isinstance(value, dict):  # some hold the list beside what they tell about it
-                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), [value])
-            yield from (collections.defaultdict(str, flat(item)) for item in value)
+                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
+            for item in value if isinstance(value, list) else [value]:
+                yield collections.defaultdict(str, flat(item if isinstance(item, dict) else {"text": item}))
 
 
 def parsed(text):
@@ -375,17 +385,18 @@ def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
         reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
         try:
             for cells in reader:
-                line, last = last + 1, reader.line_num
                 blank = len(cells) < 2 and not "".join(cells).strip()
-                if blank or cells == names or SEPARATOR_LINE.match(cells[0]):  # joined files repeat the names
-                    continue
-                # some programs end each row, but not the first line, with a separator
-                width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
-                if len(cells) != width or any(cells[len(names) :]):
-                    raise csv.Error(f"{len(cells)} cells instead of {width}")
-                if last > line and swallows_rows(cells, separator):
-                    raise csv.Error("a stray quote joins rows")
-                yield dict(zip(names, cells, strict=False))
+                if not (
+                    blank or cells == names or SEPARATOR_LINE.match(cells[0])
+                ):  # joined files repeat names
+                    # some programs end each row, but not the first line, with a separator
+                    width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
+                    if len(cells) != width or any(cells[len(names) :]):
+                        raise csv.Error(f"{len(cells)} cells instead of {width}")
+                    if reader.line_num > last + 1 and swallows_rows(cells, separator):
+                        raise csv.Error("a stray quote joins rows")
+                    yield dict(zip(names, cells, strict=False))
+                last = reader.line_num
         except csv.Error as error:
             fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
             raise UserError(f"{file}, line {last + 1}: {error}; {fix}") from None
