@@ -245,6 +245,7 @@ def why_none(path, sources, settings):
         name for name, *row in zip(*rows, strict=True) if name and " ".join(row).count(" ") > 4 * len(row)
     ]
     likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
+    likely += " Or put a line of names above it, if it is a tweet." if len(names) == 1 else ""
     wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
     return f"no column {wanted} among {textwrap.shorten(', '.join(names), 200)}: {likely}"
 
@@ -266,7 +267,7 @@ MARK = "isretweet", "retweet", "type", "posttype", "tweettype"
 OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
 COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
 WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
-NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|\S*://")  # what a first line without names has
+NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # what a first line without names has
 SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
 BEGINS_JSON, LISTS = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)"""), ("data", "statuses", "tweets")
 QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
@@ -349,13 +350,15 @@ def rows_of(source):
 
 
 def json_rows(file):
-    """One object a line or a list of them; "legacy.full_text" is the name of what one in another holds."""
+    """Of objects, one a line or in a list: as JSON, as JavaScript that assigns it or as Python prints it."""
     with open_text(file) as text:
-        for line in filter(str.strip, text):
+        for number, line in enumerate(text):
+            if not line.strip():
+                continue
             try:
                 value = parsed(line)
-            except (ValueError, SyntaxError):  # it goes on in the next lines
-                value = parsed(line + text.read())
+            except (ValueError, SyntaxError):  # it goes on in the next lines; an error tells which one
+                value = parsed("\n" * number + line + text.read())
             if isinstance(value, dict):  # some hold the list beside what they tell about it
                 value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
             for item in value if isinstance(value, list) else [value]:
@@ -363,18 +366,17 @@ def json_rows(file):
 
 
 def parsed(text):
-    """The value of JSON, of JavaScript that assigns it, or of what Python prints."""
-    text = re.sub(r"^[\w.\s]+=", "", text).strip("; \t\r\n")
+    text = re.sub(r"^[\w.\s]+=", "", text).rstrip("; \t\r\n")
     return ast.literal_eval(text) if re.match(r"[\[{\s]*'", text) else json.loads(text)
 
 
 def flat(item, within=""):
-    """Yield (name, cell) of an object."""
+    """Yield (name, cell) of an object; "legacy.full_text" is the name of what one within it holds."""
     for name, value in item.items():
         if isinstance(value, dict):
             yield from flat(value, f"{within}{name}.")
-        elif isinstance(value, str | int | float):
-            yield f"{within}{name}", str(value)
+        else:
+            yield f"{within}{name}", str(value) if isinstance(value, str | int | float) else ""
 
 
 def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
@@ -462,7 +464,7 @@ CODED = re.compile(
     rf"(?:\\(?:x|u{HEX}{{2}}|U000{HEX}{{3}}){HEX}{{2}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][\da-f]>)+"
 )
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
-SPACE = re.compile(rf"\\[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
+SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 NOTHING = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
 LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # first bytes in UTF-8, read as Windows-1252
 UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}  # as browsers do
@@ -473,28 +475,30 @@ UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x206A)], "")
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
 LINK = (  # old scrapers put a space after "https://" and "www."
     r"(?:(?i:https?://(?:\s?(?:www\.\s)?(?=[\w-]+\.\w))?|pic\.(?:twitter|x)\.com/|(?<![\w.@])www\.(?=\w))"
-    r"|(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+[a-z]{2,}/(?=\w))"  # bit.ly/abc
+    r"|(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+(?!js/)[a-z]{2,}/(?=\w))"  # bit.ly/abc
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
 MAY_LINK = re.compile(r"/|ww\.|\bhtt?p?s?:?$")  # the search for links is slow, and most texts have none
-CUT = re.compile(rf"(?:…\s?{LINK}(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
+CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
 
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
-REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?")
+REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?")
 # "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
 OPENING = re.compile(
-    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)"
-    r"(?:[:,/](?=[\w@])|[:;,!?.…]+(?=\s|$)|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"
+    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)(?:\s?[:;,/&+|]+\s?(?=@)|[:,](?=\w)|"
+    r"[:;,!?.…]+(?=\s|$)|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"
 )
-# others' words: “@kitefan: we love kites”, and what stands behind RT @kitefan:
+# others' words: “@kitefan: we love kites”, with quotes within; ‘@kitefan: we love kites’
 QUOTATION = re.compile(
-    rf"""(?<!RT )(?<!MT )[“„«"]\s?{HANDLE}\s?:(?:[^“”„«»"]|(?<=\s)[“„«"][^“”„«»"]*[“”»"])*(?:[“”»"]|$)"""
-    r"(?:\s?[.,;:–—-]+(?=\s|$))?"
+    rf"""(?<!RT)(?<!RT )(?<!MT )(?:["“„«「]\s?\.?(?:{HANDLE}\s?)+:"""
+    r"""(?:[^"“”„«»「」]|(?<=\s)["“„«「][^"“”„«»「」]*["“”»」])*(?:["“”»」]|$)|"""
+    rf"""(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))(?:\s?[.,;:–—-]+(?=\s|$))?"""
 )
+# what stands behind RT @kitefan:
 RETWEET = re.compile(
     rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@|(?<![a-z0-9_@#])(?:"""
-    rf"""[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]\s?@|[RMQ]T\s?:\s?@|(?<![\w,]\s)RT\s?{HANDLE}))"""
+    rf"""[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]@|[RMQ]T\s?:\s?@|(?<![\w,]\s)RT\s?{HANDLE}))"""
 )
 
 
@@ -577,7 +581,8 @@ def repaired(text):
     """A text in UTF-8 that was read as Windows-1252: it survives the way back whole ("donâ€™t")."""
     with contextlib.suppress(UnicodeError):
         while LEAD.search(text):
-            text = text.encode("cp1252", "windows-1252").decode("utf-8", "surrogatepass")
+            whole = re.sub("â€(?=[ -~]|$)", "â€\x9d", text)  # many programs lose the last byte of ”
+            text = whole.encode("cp1252", "windows-1252").decode("utf-8", "surrogatepass")
     return text
 
 
