@@ -108,20 +108,9 @@ def main(settings):
 # --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
 
 # what may hold tweets, among much else in a folder or a zip
-KNOWN = re.compile(
-    r"(?i)(note-)?tweets?(-part\d+)?\.js|(?!readme|license).*\.([ct]sv|txt|jsonl?|ndjson)(\.gz)?"
-)
+KNOWN = re.compile(r"(?i)(note-)?tweets?(-part\d+)?\.js|(?!readme|licen).*\.([ct]sv|txt|(nd)?jsonl?)(\.gz)?")
 # what the standard library raises for files that are damaged, cut short or encrypted
-DAMAGE = (
-    gzip.BadGzipFile,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-)
+DAMAGE = zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, SyntaxError, ValueError
 # kinds of files, of which only the first in a place is read: text beside a table is hardly what was meant
 ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
 
@@ -139,11 +128,11 @@ def find_tweets(settings, data_dir):
     paths = [] if settings.input else [find_csv(data_dir)]
     for name in map(os.path.expanduser, settings.input):  # a name with brackets may be no pattern
         paths += [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
-    sources = [source for path in paths for source in sources_in(pathlib.Path(path), settings)]
-    for source in sources:
+    sources = {source.file: source for path in paths for source in sources_in(pathlib.Path(path), settings)}
+    for file, source in sources.items():
         if settings.user and not columns(source.names, AUTHOR):
-            raise UserError(f"{source.file} names no authors; leave out --user")
-    return list({source.file: source for source in sources}.values())
+            raise UserError(f"{file} names no authors; leave out --user")
+    return sources.values()
 
 
 def find_csv(data_dir):
@@ -160,8 +149,8 @@ def find_csv(data_dir):
             file.write(packed.read(name))
         return path
     except Exception as error:  # a network can fail in any way; none is fatal
-        told = f"No tweets at hand ({type(error).__name__}: {error}): these are the invented posts of {SAMPLE.name}"
-        print(f"{told}. Put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ for real ones.", file=sys.stderr)
+        told = f"No tweets at hand ({type(error).__name__}: {error}), so these are invented: {SAMPLE.name}"
+        print(f"{told}. For real ones put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/", file=sys.stderr)
         return SAMPLE
 
 
@@ -185,7 +174,7 @@ def damage_told(file):
     """Turn what is raised for a damaged file into a UserError that names it."""
     try:
         yield
-    except DAMAGE as error:
+    except (gzip.BadGzipFile, *DAMAGE) as error:
         raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
 
 
@@ -230,24 +219,24 @@ def why_none(path, sources, settings):
         names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
         return f"no table, text or tweets.js, only {textwrap.shorten(', '.join(sorted(names)), 200)}"
     file, _, separator, names, _ = sources[0]
-    if not KNOWN.fullmatch(file.name) or not any(names):
+    told = textwrap.shorten(", ".join(filter(None, names)), 200)
+    if not (KNOWN.fullmatch(file.name) and told):
         return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as text:
         lines = list(islice(text, 200)) if separator else []
     if below := [number for number, line in enumerate(lines, 1) if text_columns(split(line)[1], settings)]:
         return f"line {below[0]} seems to name the columns; delete the lines before it"
     if any(map(NO_NAME.match, names)):
-        first = textwrap.shorten(", ".join(names), 100, placeholder=" …")
         fix = "put names above it, as id,text; or, with a tweet a line, name the file .txt"
-        return f"its first line names no columns ({first}); {fix}"
+        return f"its first line names no columns ({told}); {fix}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
     wordy = [
         name for name, *row in zip(*rows, strict=True) if name and " ".join(row).count(" ") > 4 * len(row)
     ]
     likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
-    likely += " Or put a line of names above it, if it is a tweet." if len(names) == 1 else ""
-    wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
-    return f"no column {wanted} among {textwrap.shorten(', '.join(names), 200)}: {likely}"
+    if len(names) == 1 and separator:
+        likely += " If it is a tweet, put the line text above it."
+    return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {likely}"
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -388,9 +377,9 @@ def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
         try:
             for cells in reader:
                 blank = len(cells) < 2 and not "".join(cells).strip()
-                if not (
-                    blank or cells == names or SEPARATOR_LINE.match(cells[0])
-                ):  # joined files repeat names
+                if (
+                    not blank and cells != names and not SEPARATOR_LINE.match(cells[0])
+                ):  # names may come again
                     # some programs end each row, but not the first line, with a separator
                     width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
                     if len(cells) != width or any(cells[len(names) :]):
@@ -466,7 +455,7 @@ CODED = re.compile(
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 NOTHING = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
-LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # first bytes in UTF-8, read as Windows-1252
+LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # as what UTF-8 begins with
 UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}  # as browsers do
 UNSEEN |= dict.fromkeys([*range(9), *range(14, 28), 127, 0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF], "")
 UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x206A)], "")
@@ -600,7 +589,7 @@ def bare(text):
     return "".join(re.findall(r"[^\W_]+", text.casefold()))
 
 
-# --- tokens and the report ---------------------------------------------------------------------------------------
+# --- tokens and the report ------------------------------------------------------------------------
 
 
 def load_tokenizer():
@@ -654,11 +643,11 @@ def encode_tweets(tokenizer, tweets):
 
 def report(sources, settings, tokenizer, authors, dropped):
     """Print what was done, in lines of a word and what it is about; return what meta.json tells of it."""
-    options = ("text_column", "user", "mentions", "urls", "min_chars")
-    meta = {"sources": [source.file.name for source in sources]}
-    meta |= {key: getattr(settings, key) for key in options}
-    meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": authors.total(), "dropped": dict(dropped)}
-    meta["tweets"] = authors.total() - dropped.total()
+    meta = {"sources": [source.file.name for source in sources], "tokenizer": "gpt2", "leading_space": True}
+    meta |= {
+        key: value for key, value in vars(settings).items() if key not in ("input", "data_dir", "dry_run")
+    }
+    meta |= {"rows": authors.total(), "dropped": dict(dropped), "tweets": authors.total() - dropped.total()}
     with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
     print(f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}")
@@ -671,11 +660,10 @@ def report(sources, settings, tokenizer, authors, dropped):
         distinct, counts = np.unique(ids, return_counts=True)  # the last is <|endoftext|>
         # a tweet's leading space stands for the byte of its end, which is scored too
         sizes = [len(tokenizer.decode_single_token_bytes(token)) for token in distinct[:-1]]
-        about = {"tweets": int(counts[-1]) - 1, "tokens": len(ids), "distinct_tokens": len(distinct)}
-        about["bytes"] = int(counts[:-1] @ sizes)
-        meta |= {f"{name}_{what}": number for what, number in about.items()}
-        told = "{tweets:,} tweets, {tokens:,} tokens ({distinct_tokens:,} distinct), {bytes:,} bytes"
-        print(f"{name:9} {told.format(**about)}")
+        about = [int(counts[-1]) - 1, len(ids), len(distinct), int(counts[:-1] @ sizes)]
+        keys = (f"{name}_{what}" for what in ("tweets", "tokens", "distinct_tokens", "bytes"))
+        meta |= zip(keys, about, strict=True)
+        print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*about))
     meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
     print(f"unseen    {meta['val_unseen_tokens'] / len(val):.1%} of the val tokens never occur in training")
     print(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")
