@@ -210,7 +210,9 @@ def look(file, settings):
     may_be_lines = suffix == ".txt" and separator and not settings.text_column
     if texts and not (may_be_lines and len(names) == 1):  # a tweet may be the word "Text"
         return Source(file, TABLE, separator, names, texts)
-    return Source(file, LINES if may_be_lines else UNREADABLE, separator, names, ["text"])
+    if may_be_lines:
+        return Source(file, LINES, "\n", ["text"], ["text"])
+    return Source(file, UNREADABLE, separator, names, [])
 
 
 def why_none(path, sources, settings):
@@ -231,7 +233,7 @@ def why_none(path, sources, settings):
         return f"its first line names no columns ({told}); {fix}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
     wordy = [
-        name for name, *row in zip(*rows, strict=True) if name and " ".join(row).count(" ") > 4 * len(row)
+        name for name, *row in zip(*rows, strict=True) if name and "".join(row).count(" ") > 3 * len(row)
     ]
     likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
     if len(names) == 1 and separator:
@@ -468,7 +470,7 @@ LINK = (  # old scrapers put a space after "https://" and "www."
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
-MAY_LINK = re.compile(r"/|ww\.|\bhtt?p?s?:?$")  # the search for links is slow, and most texts have none
+MAY_LINK = re.compile(r"/|(?i:ww\.)|\bhtt?p?s?:?$")  # the search for links is slow, and most texts have none
 CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
 
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"

@@ -25,7 +25,8 @@ FILLER = [f"tweet number {n}" for n in range(30)]  # enough for both splits
 odd = st.sampled_from([
     "", "NA", "1e5", "2023-01-01", "<|endoftext|>", "&amp;&#0;&#xD800;", "@a @b", "…", "https://t.co/x",
     "RT @x", "\x00", "\r", "\n", "\r\n", '"', '""', ",", ";", "\t", "\ufeff", "\x1b[2J", "\x85\u2028",
-    "b'\\xf0'", '"\\ud83d"', "\\n\\'", "<e9><U+D83D>", "â€™Ã©", "<p>", "<a href=x>", "“@x: ", "RT: “@x", "bit.ly/a", "https:/",
+    "b'\\xf0'", '"\\ud83d"', "\\n\\'", "<e9><U+D83D>", "â€™Ã©", "<p>", "<a href=x>",
+    "“@x: ", "RT: “@x", "bit.ly/a", "https:/",
     "\u202e\u05d0\u0628", "\U0001f469\u200d\U0001f467\U0001f3fd",
 ])  # fmt: skip
 texts = st.lists(odd | st.text(max_size=40), max_size=6).map("".join)
@@ -58,7 +59,7 @@ def archives(draw):
 
 @st.composite
 def objects(draw):
-    """Objects or anything else in a list or a line each, as JSON or as Python prints it, whole or cut short."""
+    """Objects or anything else, in a list or a line each, as JSON or Python prints, whole or cut short."""
     keys, cells = (
         st.sampled_from(["text", "full_text", "user", "data", ""]),
         st.none() | st.integers() | texts,

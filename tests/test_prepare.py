@@ -172,26 +172,18 @@ CLEAN = {
     "twice": ("itÃ¢â‚¬â„¢s", "it’s"),
     "no mojibake": ("CAFÉ… “MENÜ” l’été à Ñandú Ã", None),
     "Latin-1": ("it\x92s", "it’s"),
-    "R": (
-        "<U+2764><U+FE0F> <U+0001F680> <ed><U+00A0><U+00BD><ed><U+00BA><U+0080> <c3><a9> <e9>",
-        "❤️ 🚀 🚀 é é",
-    ),
-    "Python": (
-        r"it\'s \xe2\x9c\x85 \u00e9 \ud83d\ude80 \U0001f680\r\na\tb https:\/\/t.co\/x \_/",
-        r"it's ✅ é 🚀 🚀 a b \_/",
-    ),
-    "HTML": (
-        "<p>5 &lt; 6<BR/>a<b>b</b></p><p><a href=\"x\" class='y'>@<span>c</span></a></p>",
-        "5 < 6 ab @c",
-    ),
-    "no HTML": (
-        "I <3 it, a < b > c, <Run Program> if a<b and c>d &lt;b&gt;",
-        "I <3 it, a < b > c, <Run Program> if a<b and c>d <b>",
-    ),
+    "R": ("<U+2764><U+FE0F> <U+0001F680> <ed><U+00A0><U+00BD><ed><U+00BA><U+0080> <c3><a9> <e9>",
+        "❤️ 🚀 🚀 é é"),
+    "Python": (r"it\'s \xe2\x9c\x85 \u00e9 \ud83d\ude80 \U0001f680\r\na\tb https:\/\/t.co\/x \_/",
+        r"it's ✅ é 🚀 🚀 a b \_/"),
+    "HTML": ("<p>5 &lt; 6<BR/>a<b>b</b></p><p><a href=\"x\" class='y'>@<span>c</span></a></p>",
+        "5 < 6 ab @c"),
+    "no HTML": ("I <3 it, a < b > c, <Run Program> if a<b and c>d &lt;b&gt;",
+        "I <3 it, a < b > c, <Run Program> if a<b and c>d <b>"),
     "what is not seen": ("\u2068@a\u2069 so\u200b \u00adlo\ufeffng\x07", "so long"),
     "what joins is kept": ("👩\u200d🚀 می\u200cخواهم", None),
     "any signs": ('"so", <|endoftext|>, 🚀 and ü', '"so", <|endoftext|>, 🚀 and ü'),
-}
+}  # fmt: skip
 
 
 @cases(("text", "tweet"), CLEAN)
@@ -293,6 +285,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "retweets": ("in.csv", table(["text", *RETWEETS, "art@home", "Art, @home"]), ["art@home", "Art, @home"]),
     "too long for a post": ("in.csv", table(["text", "a" * 25_000, "." + " " * 1_000_000]), ["a" * 25_000]),
     "lines like a header": ("in.txt", f"Tweet\n{LINES}", ["Tweet"]),
+    "a line like an author": ("in.txt", f"Author, retweet\n{LINES}", ["Author, retweet"]),
     "a stray byte": ("in.txt", b"\n".join(STRAY), ["Füße 🚀", "Straße “quoted” … 5 €"]),
     "gzipped lines": ("in.txt.gz", gzip.compress(LINES.replace("\n", "\r\n").encode()), []),
     "a folder of lines": ("in", {"a.txt": LINES, "data/processed.txt": "made by prepare.py"}, []),
@@ -441,7 +434,7 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "swallowed, text first": ("in.csv", 'text,id\na,10\n"b,11\nc,12\nd",13\ne,14\n', "line 3: a stray quote"),
     "a quote without an end": ("in.csv", f'id,date,text\n{ROWS}7,x,"open\n{ROWS}', "line 22: "),
     "quotes escaped by a stroke": ("in.csv", 'id,text\n1,"he \\"hi\\", loud"\n', "line 2: "),
-}
+}  # fmt: skip
 
 
 @cases(("words", "content", "told"), REFUSED)
