@@ -259,15 +259,14 @@ COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such number
 WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
 NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # what a first line without names has
 SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
-BEGINS_JSON, LISTS = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)"""), ("data", "statuses", "tweets")
+BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
+LISTS = "data", "statuses", "tweets"  # where X's own programs put a list of posts
 QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
 GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
 # what to do with bytes that are not UTF-8, and with characters that Windows-1252 lacks
-codecs.register_error(
-    "read-as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end)
-)
-codecs.register_error("keep-as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
+codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
+codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
 
 
 def read_tweets(sources):
@@ -318,7 +317,7 @@ def open_text(file):
         if file.suffix.lower() == ".gz":
             binary = gzip.GzipFile(fileobj=binary)
         is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
-        encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "read-as-1252")
+        encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "as-1252")
         yield io.TextIOWrapper(binary, encoding, errors, newline="")
 
 
@@ -440,18 +439,17 @@ def plain(name):
 # what sources write for characters: quotes around Python's bytes, escapes of Python, JSON and R, tags of HTML
 QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
 HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
-CODED = re.compile(
-    rf"(?:\\(?:x|u{HEX}{{2}}|U000{HEX}{{3}}){HEX}{{2}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][\da-f]>)+"
-)
+ESCAPE = rf"\\(?:x|u{HEX}{{2}}|U000{HEX}{{3}}){HEX}{{2}}"
+CODED = re.compile(rf"(?:{ESCAPE}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+")
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
-SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
-NOTHING = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
-LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # as what UTF-8 begins with
-UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}  # as browsers do
-UNSEEN |= dict.fromkeys(
-    [*range(9), *range(14, 28), 127, *map(ord, "\u00ad\u061c\u200b\u200e\u200f\ufeff")], ""
-)
-UNSEEN |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x206A)], "")
+TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
+DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
+LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of most characters in UTF-8
+# control characters stand for what Windows-1252 has there, as browsers see them; the rest is not seen
+UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
+UNSEEN |= dict.fromkeys((*range(9), *range(14, 28), *range(0x202A, 0x202F), *range(0x2060, 0x206A)), "")
+UNSEEN |= dict.fromkeys(map(ord, "\x7f\u00ad\u061c\u200b\u200e\u200f\ufeff"), "")
+
 # the characters of a link; those of languages that write without spaces are text that follows it
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
 LINK = (  # old scrapers put a space after "https://" and "www."
@@ -460,8 +458,10 @@ LINK = (  # old scrapers put a space after "https://" and "www."
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
+
 # a tweet that X has cut off ends in a mark and a link to the rest, or within a link
 CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
+
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
 REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?")
 # "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
@@ -546,7 +546,7 @@ def decoded(text):
         text = QUOTED.sub(r"\2", text)
     if "\\" in text or "<" in text:
         text = CODED.sub(lambda run: repaired("".join(chr(int(x, 16)) for x in CODE.findall(run[0]))), text)
-        text = NOTHING.sub(r"\1", SPACE.sub(" ", text))
+        text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
     if not text.isascii():
         text = repaired(text)
     if "&" in text:
@@ -563,7 +563,7 @@ def repaired(text):
     with contextlib.suppress(UnicodeError):
         while LEAD.search(text):
             whole = re.sub("â€(?=[ -~]|$)", "â€\x9d", text)  # many programs lose the last byte of ”
-            text = whole.encode("cp1252", "keep-as-latin-1").decode("utf-8", "surrogatepass")
+            text = whole.encode("cp1252", "as-latin-1").decode("utf-8", "surrogatepass")
     return text
 
 
