@@ -97,7 +97,7 @@ def main(settings):
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
             left = f"{authors.total() - dropped.total()} of {authors.total():,} rows are too few to split"
-            why = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
+            why = f"dropped: {listed(dropped)}" + f"; authors: {listed(authors)}" * any(authors)
             raise UserError(f"{left}; {why}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
@@ -275,7 +275,7 @@ def read_tweets(sources):
         rows, notes = rows_of(source), long_beginnings(source)
         first = list(islice(rows, FIRST_ROWS))
         limit = cut_length([fullest(row, source.texts) for row in first])
-        author, *_ = *columns(source.names, AUTHOR), ""
+        author = next(iter(columns(source.names, AUTHOR)), None)
         marks = columns(source.names, MARK)
         marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
         for row in chain(first, rows):
@@ -349,6 +349,7 @@ def json_rows(file):
 
 
 def parsed(text):
+    """The value of a line, or of all that a file holds."""
     text = re.sub(r"^[\w.\s]+=", "", text).rstrip("; \t\r\n")
     return ast.literal_eval(text) if re.match(r"[\[{\s]*'", text) else json.loads(text)
 
@@ -399,15 +400,19 @@ def tab_rows(source):
 
 
 def swallows_rows(cells, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, one like here, or the next number."""
+    """Whether a cell holds a line that looks like a row: as many cells, one of which fits its column."""
     for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
         others = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "1, silk"
-        for cell, other in zip(cells, others, strict=True) if len(others) == len(cells) else ():
-            if len(cell) > 5 and re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other):
-                return True
-            if cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1:
-                return True
+        if len(others) == len(cells) and any(map(fits, cells, others)):
+            return True
     return False
+
+
+def fits(cell, other):
+    """Whether two cells differ in digits alone; short numbers, which lists have too, must be neighbours."""
+    if len(cell) > 5:
+        return re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other)
+    return cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1
 
 
 def split(line):
@@ -521,7 +526,7 @@ def clean(text, settings=Settings()):
     'important for maintaining the connection in …'
     """
     text = decoded(text)
-    if "@" in text and (":" in text or "rt" in text.lower()):  # most searches are spared
+    if "@" in text and re.search(r"[:“\"]|(?i:rt)", text):  # others' words are rare, and their search is slow
         text = QUOTATION.sub(" ", text)
         if retweet := RETWEET.search(text):
             text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")

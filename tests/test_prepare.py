@@ -254,9 +254,8 @@ OBJECTS = [{"id": n, "text": tweet, "user": {"screen_name": "nasa"}} for n, twee
 OBJECTS += [{"text": "it's “new”\n🚀", "lang": None}, {"text": None}]
 NESTED = [{"legacy": {"full_text": tweet}, "quoted_status": {"full_text": "x"}} for tweet in FILLER]
 LIKE_ROWS = [["", "text"], ["123", "Great!\n100,000 sold"], ["2", "1, silk\n2, string"], ["7", "a\n3,5 km"]]
-TAB = 'id\ttext\n1\t"So" it is\n2\tsay "go"\n3\t"whole ""cell"""\n4\t"open\n' + "\n".join(
-    f"0\t{t}" for t in FILLER
-)
+TAB = 'id\ttext\n1\t"So" it is\n2\tsay "go"\n3\t"whole ""cell"""\n4\t"open\n'
+TAB += "".join(f"0\t{tweet}\n" for tweet in FILLER)
 MARKED = "".join(f"<|startoftext|>{tweet}<|endoftext|>\n" for tweet in ["in two\nlines", *FILLER])
 CUT_AT = ["text", *(f"{word} and the wind was so strong {'over the hills ' * 8}"[:120] for word in "abcdef")]
 
@@ -311,9 +310,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "X's archive": ("twitter.zip", zipped(ARCHIVE), []),
     # the text column
     "full text": ("in.csv", table([["x", " FULL_TEXT ", "id"], NUMBERS]), ["1"]),
-    "content": ("in.csv", table([["Tweet Content", "id", "x"], NUMBERS]), ["0"]),
     "raw content": ("in.csv", table([["id", "x", "rawContent"], NUMBERS]), ["2"]),
-    "embedded text": ("in.csv", table([["id", "Embedded_text", "x"], NUMBERS]), ["1"]),
     "a hyphen": ("in.csv", table([["id", "tweet-text", "status"], NUMBERS]), ["1"]),
     "the likeliest name": ("in.csv", table([["body", "content", "text"], NUMBERS]), ["2"]),
     "the fuller text": ("in.csv", table(FULLER), ["cut off no more", "only here"]),
@@ -351,9 +348,8 @@ def test_in_a_folder_the_archive_wins_then_tables_then_text(make):
         "followers.csv": "id,name\n1,a\n",
     }
     assert "among id, name" in make(rest, name="rest").error
-    assert (
-        "only LICENSE.txt, tweets.xlsx" in make({"LICENSE.txt": README, "tweets.xlsx": ""}, name="bare").error
-    )
+    bare = {"LICENSE.txt": README, "tweets.xlsx": ""}
+    assert "only LICENSE.txt, tweets.xlsx" in make(bare, name="bare").error
     tables = rest | {"b.csv": table(["text"]), "a.txt": table(ONE, "\t")}
     done = make(tables, name="tables")
     assert (done.tweets, done.meta["sources"]) == (OF_ONE, ["a.txt", "b.csv"])
@@ -408,18 +404,11 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "half an object": ("in.jsonl", '{"text": "a"}\n{"text": ', "cannot be read"),
     "half a list": ("in.json", '[{"text": "a"}, ', "cannot be read"),
     "half a dict": ("in.txt", "{'text': 'a'", "cannot be read"),
-    "no header": (
-        "in.csv",
-        f"7,2020-01-01,a\n{ROWS}",
-        "names no columns (7, 2020-01-01, a); put names above",
-    ),
+    "no header": ("in.csv", f"7,2020-01-01,a\n{ROWS}", "names no columns (7, 2020-01-01, a); put names"),
     "no header, one column": ("in.csv", f"it is a long first tweet\n{LINES}", "name the file .txt"),
     "lines before the header": ("in.csv", f"Export of me\n\nid,date,text\n{ROWS}", "line 3 seems to name"),
-    "a likely column without a name": (
-        "in.csv",
-        WORDY.replace("words", "", 1),
-        "name one with --text_column",
-    ),
+    "a likely column, no name": ("in.csv", WORDY.replace("words", "", 1), "name one with --text_column"),
+    "one column": ("in.csv", f"words\n{LINES}", "If that is a tweet, put names above"),
     "half a tweets.js": ("tweets.js", archive(FILLER)[:-40], "is damaged"),
     "another js": ("account.js", "window.YTD.account.part0 = [1]", "no table, text or archive of X's"),
     "a table without authors": ("in.csv --user=nasa", table(ONE), "leave out --user"),
@@ -451,7 +440,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(make, words, content, told):
         ("text\n@a\nhttps://t.co/x\n", "0 of 2 rows are too few to split; dropped: 2 empty"),
         ("text\nRT @a: b\nRT @a: c\n", "dropped: 2 retweets"),
         (f"text\n{'a' * 25_001}", "dropped: 1 longer than 25,000 characters"),
-        ("user,text\nnasa,alone\n", "1 of 1 rows are too few to split; dropped: none; authors: 1 nasa;"),
+        ("text\nalone\n", "1 of 1 rows are too few to split; dropped: none; is it the right"),
+        ("user,text\nnasa,alone\n", "; dropped: none; authors: 1 nasa;"),
     ],
 )
 def test_where_nothing_is_left_the_reason_is_told(make, content, told):
