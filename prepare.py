@@ -232,9 +232,8 @@ def why_none(path, sources, settings):
     if any(map(NO_NAME.match, names)):
         return f"its first line names no columns ({told}); {fix}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
-    wordy = [
-        name for name, *row in zip(*rows, strict=True) if name and "".join(row).count(" ") > 3 * len(row)
-    ]
+    cells = zip(*rows, strict=True)
+    wordy = [name for name, *row in cells if name and "".join(row).count(" ") > 3 * len(row)]
     likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
     likely += f" If that is a tweet, {fix}" if len(names) == 1 and separator else ""
     return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {likely}"
@@ -372,9 +371,8 @@ def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
         try:
             for cells in reader:
                 blank = len(cells) < 2 and not "".join(cells).strip()
-                if (
-                    not blank and cells != names and not SEPARATOR_LINE.match(cells[0])
-                ):  # names may come again
+                repeated = cells == names  # by who joined files
+                if not (blank or repeated or SEPARATOR_LINE.match(cells[0])):
                     # some programs end each row, but not the first line, with a separator
                     width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
                     if len(cells) != width or any(cells[len(names) :]):
