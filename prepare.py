@@ -228,7 +228,9 @@ def why_none(path, sources, settings):
         lines = list(islice(text, 200)) if separator else []
     if below := [number for number, line in enumerate(lines, 1) if text_columns(split(line)[1], settings)]:
         return f"line {below[0]} seems to name the columns; delete the lines before it"
-    fix = "put names above it, as id,text; or, with a tweet a line, name the file .txt"
+    fix = "put names above it, as id,text" + "; or, with a tweet a line, name the file .txt" * (
+        len(names) == 1
+    )
     if any(map(NO_NAME.match, names)):
         return f"its first line names no columns ({told}); {fix}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
