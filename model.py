@@ -297,33 +297,36 @@ class GPT(nn.Module):
         """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new).
 
         Each token is drawn as `choose` says, never one of `banned`. A row ends with <|endoftext|>, but not
-        before min_new_tokens; it repeats that until all rows have ended. Keys and values are kept, so each
-        step computes one token. Positions are learned only up to block_size: when the cache is full, the
-        newest half is read again.
+        before min_new_tokens, and is filled up with it. Keys and values are kept, so each step computes one
+        token of each row. Positions are learned only up to block_size: when the cache is full, the newest
+        half is read again.
         """
         config, scorers = self.config, self.vocabulary.scorers()
-        size = config.block_size
-        shape = (config.n_layer, 2, len(idx), config.n_head, size, config.n_embd // config.n_head)
+        (B, T), size = idx.shape, config.block_size
+        shape = (config.n_layer, 2, B, config.n_head, size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
-        ended = torch.zeros(len(idx), 1, dtype=torch.bool, device=idx.device)
-        window, start = idx[:, -size:], 0  # what the next token depends on, and how much of it is cached
-        for n_new in range(max_new_tokens):
-            hidden = self.hidden_states(window, cache, start)[:, -1]  # (B, C)
-            logits = self.vocabulary.logits(hidden, scorers)  # (B, V)
+        text = F.pad(idx, (0, max_new_tokens), value=END_OF_TEXT)
+        rows = torch.arange(B, device=idx.device)  # those that are computed, and whether they have ended
+        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
+        begin, start = max(T - size, 0), 0  # of the window; how many of its tokens the cache holds
+        for end in range(T, T + max_new_tokens):
+            hidden = self.hidden_states(text[rows, begin:end], cache, start)[:, -1]  # (rows, C)
+            logits = self.vocabulary.logits(hidden, scorers)  # (rows, V)
             logits[:, list(banned)] = -math.inf
-            if n_new < min_new_tokens:
+            if end < T + min_new_tokens:
                 logits[:, END_OF_TEXT] = -math.inf
-            token = choose(logits, temperature, top_k, top_p, min_p, generator)  # (B, 1)
-            token = token.where(~ended, END_OF_TEXT)
+            token = choose(logits, temperature, top_k, top_p, min_p, generator)[:, 0]  # (rows,)
+            text[rows, end] = token.where(~ended, END_OF_TEXT)
             ended |= token == END_OF_TEXT
-            idx, start = torch.cat([idx, token], 1), window.shape[1]
-            if bool(ended.all()):
-                break
+            n_ended = int(ended.sum())
+            if n_ended == len(rows):
+                return text[:, : end + 1]
+            if 2 * n_ended > len(rows):  # go on without them
+                rows, cache, ended = rows[~ended], cache[:, :, ~ended], ended[~ended]
+            start = end - begin
             if start == size:
-                start, window = 0, idx[:, -max(size // 2, 1) :]
-            else:
-                window = idx[:, -start - 1 :]
-        return idx
+                begin, start = end + 1 - max(size // 2, 1), 0
+        return text
 
     # --- from and to files ------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@
 Prints the tweets, on a terminal each with its novelty, and adds them to out/samples.txt.
 """
 
+import copy
 import os
 import pathlib
 import re
@@ -26,6 +27,7 @@ class Settings:
     num_samples: int = setting(10, "how many tweets to write", low=1)
     max_new_tokens: int = setting(100, "the longest continuation, in tokens", low=1)
     interactive: bool = setting(False, "read prompts from standard input, one per line")
+    candidates: int = setting(8, "of so many drawn for each tweet, write the best", low=1)
     min_novelty: float = setting(0.0, "redraw tweets of which less than this is new", low=0, high=1)
 
     temperature: float = setting(0.9, "below 1 safer, above 1 wilder; 0: the likeliest", low=0, group="how")
@@ -130,26 +132,57 @@ def write(model, tokenizer, known, prompt, settings, generator):
         told = f"the prompt has {n_prompt} tokens; the model reads only the last {block_size} (block_size)"
         print(told, file=sys.stderr)
     halves = [token for token, text in enumerate(token_texts()) if "\ufffd" in text]
+    early, n_candidates = early_network(model), settings.candidates if model.notes.get("early") else 1
     written, fruitless = [], 0
     while len(written) < settings.num_samples:
         if fruitless == (MAX_FRUITLESS if settings.temperature else 1):
             missing, limit = settings.num_samples - len(written), limits(settings)
             print(f"gave up on {missing} of {settings.num_samples} tweets: {limit}", file=sys.stderr)
             return
-        n, temperature = min(settings.num_samples - len(written), BATCH), settings.temperature
-        rows = model.generate(
-            idx.expand(n, -1), settings.max_new_tokens, temperature * 1.1 ** max(0, fruitless - 3),
-            settings.top_k, settings.top_p, settings.min_p, banned=[CUT_OFF, *(halves if fruitless else [])],
-            min_new_tokens=1, generator=generator,
+        n = min(settings.num_samples - len(written), BATCH)
+        rows = early.generate(
+            idx.expand(n * n_candidates, -1), settings.max_new_tokens,
+            settings.temperature * 1.1 ** max(0, fruitless - 3), settings.top_k, settings.top_p, settings.min_p,
+            banned=[CUT_OFF, *(halves if fruitless else [])], min_new_tokens=1, generator=generator,
         )  # fmt: skip
+        best_first = gain(model, early, rows, n_prompt).view(n, -1).argsort(descending=True, stable=True)
         fruitless += 1
-        for row in rows[:, 1:].tolist():
-            tweet = tokenizer.decode(row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row).strip()
-            novelty, source = known.compare(tweet)
-            if is_sound(tweet, prompt, written) and novelty >= settings.min_novelty:
-                written.append(tweet)
-                fruitless = 0
-                yield tweet, novelty, source
+        for candidates, order in zip(rows[:, 1:].view(n, n_candidates, -1), best_first, strict=True):
+            for row in candidates[order].tolist():
+                tweet = tokenizer.decode(row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row).strip()
+                novelty, source = known.compare(tweet)
+                if is_sound(tweet, prompt, written) and novelty >= settings.min_novelty:
+                    written.append(tweet)
+                    fruitless = 0
+                    yield tweet, novelty, source
+                    break
+
+
+def early_network(model):
+    """The model as it was before its noise fell, if best.pt holds that: it is less sure, and so draws more
+    varied tweets. Else the model itself."""
+    if not model.notes.get("early"):
+        return model
+    early = copy.deepcopy(model)
+    early.load_state_dict(model.notes["early"])
+    return early
+
+
+@torch.inference_mode()
+def gain(model, early, rows, n_prompt):
+    """How much likelier the model finds each row's new tokens than `early`, which drew them: (N, T) -> (N,).
+
+    In nats per token. What the network came to like when it no longer read through noise is what hangs
+    together; what both like is only frequent. After Li et al. 2023, "Contrastive Decoding", who choose single
+    tokens so, with a large network and a small one.
+    """
+    first = max(0, rows.shape[1] - model.config.block_size - 1)
+    idx, targets = rows[:, first:-1], rows[:, first + 1 :]
+    at = torch.arange(first, rows.shape[1] - 1, device=rows.device)
+    is_new = (at >= n_prompt) & ((idx != END_OF_TEXT) | (at == n_prompt))
+    nats = [x.vocabulary.loss(x.hidden_states(idx).flatten(0, 1), targets.flatten()) for x in (early, model)]
+    gains = (nats[0] - nats[1]).view_as(targets) * is_new
+    return gains.sum(1) / is_new.sum(1).clamp(min=1)
 
 
 def is_sound(tweet, prompt, written):
@@ -202,7 +235,7 @@ def words(text):
 
 def save(lines, prompt, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
-    how = ("max_new_tokens", "min_novelty", "temperature", "min_p", "top_k", "top_p", "seed")
+    how = ("candidates", "max_new_tokens", "min_novelty", "temperature", "min_p", "top_k", "top_p", "seed")
     flags = " ".join(f"--{name}={getattr(settings, name)}" for name in how)
     header = f"# a model's parody, nobody's words: --start={prompt!r} {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)

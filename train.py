@@ -248,7 +248,10 @@ def train_step(run, model, data, rank=0, world_size=1):
     # dropout and noise are reseeded at each step, so a resumed run needs no random state
     torch.manual_seed(int(np.random.SeedSequence((settings.seed, run.iteration, rank)).generate_state(1)[0]))
     if settings.noise:
-        run.model.noise.strength.fill_(noise_strength_at(run.iteration, run.max_iters, settings))
+        strength = noise_strength_at(run.iteration, run.max_iters, settings)
+        run.model.noise.strength.fill_(strength)
+        if strength < 1 and run.early is None:
+            run.early = {name: tensor.half() for name, tensor in run.model.state_dict().items()}
     n_batches, total = settings.gradient_accumulation_steps, 0.0
     for n in range(n_batches):
         part, n_parts = n * world_size + rank, n_batches * world_size
@@ -330,13 +333,14 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
         self.iteration = 0  # steps done
         self.history = []  # the rows of loss.csv, one an evaluation
+        self.early = None  # the weights from before the noise fell: sample.py draws its candidates with them
         self.elapsed = 0.0  # seconds of the whole run
         # of the steps since the last evaluation: their seconds, and their train losses, which stall a GPU
         # when they are read
         self.seconds, self.loss_sum = 0.0, torch.zeros((), device=device)
         if not self.is_new:
             saved, self.model.notes = self.model.notes, {}  # frees what the optimizers copy
-            self.iteration, self.history = saved["iteration"], saved["history"]
+            self.iteration, self.history, self.early = (saved[k] for k in ("iteration", "history", "early"))
             self.elapsed, self.seconds = saved["elapsed"], saved["seconds"]
             self.loss_sum += saved["loss_sum"].to(device)
             for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -427,7 +431,7 @@ class Run:
         if self.is_new:
             set_aside(self.out_dir)
             self.is_new = False
-        notes = {key: self.best[key] for key in ("iter", "val_loss", "bits_per_byte")}
+        notes = {key: self.best[key] for key in ("iter", "val_loss", "bits_per_byte")} | {"early": self.early}
         if self.history[-1]["iter"] == self.iteration:
             write_history(self.history, self.out_dir / "loss.csv")
             plot_losses(self.history, self.best, self.out_dir / "loss.png")

@@ -6,6 +6,7 @@ n_embd = 128
 block_size = 64
 dropout = 0.2  # 0.1 and 0.3 are worse
 noise = 0.5  # the strongest regulariser
+noise_fall = 0.3  # changes no loss, but leaves two networks, of which one draws tweets and one chooses
 separate_tweets = True  # the previous tweet does not help, it distracts
 cut = 0.05  # also learn to go on when the beginning of a tweet is out of sight
 compact_vocab = True  # 85 % of GPT-2's tokens never occur here
