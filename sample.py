@@ -140,10 +140,11 @@ def write(model, tokenizer, known, prompt, settings, generator):
             print(f"gave up on {missing} of {settings.num_samples} tweets: {limit}", file=sys.stderr)
             return
         n = min(settings.num_samples - len(written), BATCH)
+        temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
         rows = early.generate(
-            idx.expand(n * n_candidates, -1), settings.max_new_tokens,
-            settings.temperature * 1.1 ** max(0, fruitless - 3), settings.top_k, settings.top_p, settings.min_p,
-            banned=[CUT_OFF, *(halves if fruitless else [])], min_new_tokens=1, generator=generator,
+            idx.expand(n * n_candidates, -1), settings.max_new_tokens, temperature,
+            settings.top_k, settings.top_p, settings.min_p, banned=[CUT_OFF, *(halves if fruitless else [])],
+            min_new_tokens=1, generator=generator,
         )  # fmt: skip
         best_first = gain(model, early, rows, n_prompt).view(n, -1).argsort(descending=True, stable=True)
         fruitless += 1
