@@ -1,0 +1,20 @@
+# For larger sets, from about 150,000 training tokens on: a full archive, or all of Elon Musk's posts.
+n_layer = 4
+n_head = 6
+n_embd = 192
+block_size = 64
+dropout = 0.2
+noise = 0.25  # half of elon.py's: there is more to learn, and less to learn by heart
+noise_fall = 0.3
+separate_tweets = True
+cut = 0.05
+compact_vocab = True
+spelling = 16384
+batch_size = 32
+epochs = 14  # of 300,000 tokens: 2,114 iterations
+patience = 4
+learning_rate = 3e-3
+warmup_iters = 20
+muon = True
+weight_decay = 1.0  # of the vectors of tokens and letters
+beta2 = 0.95
