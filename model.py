@@ -254,9 +254,10 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
         position, begin = torch.arange(T, device=idx.device), self.tweet_starts(idx)  # (T,), (B, T)
-        mask = (position >= begin[..., None]) & (position <= position[:, None])  # (B, T looking, T seen)
+        # of those that look, (B, T - start, 1), and of those that are seen, (T,)
+        mask = (position >= begin[:, start:, None]) & (position <= position[start:, None])
         x = self.vocabulary.embed(self.noise(idx[:, start:])) + self.wpe((position - begin)[:, start:])
-        return self.drop(x), mask[:, None, start:]  # the same for all heads
+        return self.drop(x), mask[:, None]  # the same for all heads
 
     def tweet_starts(self, idx):
         """Where the tweet of each token begins: (B, T) -> (B, T). No token looks back past that place, and

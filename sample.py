@@ -11,12 +11,14 @@ Prints the tweets, on a terminal each with its novelty, and adds them to out/sam
 """
 
 import copy
+import functools
 import os
 import pathlib
 import re
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 
 from config import UserError, errors_in_one_line, load_settings, printable, setting, written_whole
 
@@ -54,6 +56,7 @@ from prepare import END_OF_TEXT, MAX_CHARS, encode, load_tokenizer, open_text, t
 
 BATCH = 25  # tweets drawn at a time, so that memory does not grow with their number
 MAX_FRUITLESS = 60  # rounds without a tweet that can be taken
+MAX_DRAWN = 40  # tokens in a picture of the attention
 RECENT = 20  # tweets, none of whose phrases is said again
 CUT_OFF = 3926  # " …", which prepare.py leaves where the source cut a tweet off: no way to end one
 
@@ -69,21 +72,24 @@ def main(settings):
         export(model, pathlib.Path(settings.export), settings)
         return
     tokenizer, generator = load_tokenizer(), torch.Generator(device).manual_seed(settings.seed)
-    known = TrainingTweets(tokenizer.decode(model.tokens.tolist()))
+    known = TrainingTweets(tokenizer, model.tokens)
     n_written = 0
     for prompt in prompts(settings):
         lines = []
-        for tweet, novelty, source in write(model, tokenizer, known, prompt, settings, generator):
-            measured = f"{novelty:4.0%} new  " if len(model.tokens) else ""  # GPT-2 itself has read no tweets
-            lines.append(measured + printable(tweet))
-            print(lines[-1] if sys.stdout.isatty() else printable(tweet), flush=True)
-            if source and sys.stdout.isatty():
-                print(f"          word for word in: {printable(source)}")
-        if not lines:
-            continue
+        try:
+            for tweet, novelty, source in write(model, tokenizer, known, prompt, settings, generator):
+                measured = (
+                    f"{novelty:4.0%} new  " if len(model.tokens) else ""
+                )  # GPT-2 itself has read no tweets
+                lines.append(measured + printable(tweet))
+                print(lines[-1] if sys.stdout.isatty() else printable(tweet), flush=True)
+                if source and sys.stdout.isatty():
+                    print(f"          word for word in: {printable(source)}")
+        finally:  # what was written is kept, also when the user has seen enough
+            if lines:
+                save(lines, prompt, settings, out_dir / "samples.txt")
         n_written += len(lines)
-        save(lines, prompt, settings, out_dir / "samples.txt")
-        if settings.attention:
+        if lines and settings.attention:
             ids = [END_OF_TEXT, *encode(tokenizer, prompt or tweet)]
             plot_attention(model, tokenizer, ids, out_dir / "attention.png")
             print(f"wrote {out_dir}/attention.png", file=sys.stderr)
@@ -98,6 +104,8 @@ def prompts(settings):
         return
     if sys.stdin is None:
         raise UserError("interactive: there is no standard input; give a prompt with --start=…")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # a stray byte in a pipe is no reason to stop
     if sys.stdin.isatty():
         print("type how the tweets begin and press Enter; Ctrl-D ends", file=sys.stderr)
     for line in sys.stdin:
@@ -123,40 +131,54 @@ def read_prompt(start):
 def write(model, tokenizer, known, prompt, settings, generator):
     """Yield num_samples of (tweet, novelty, the training tweet that holds all of it or None).
 
-    What is drawn and cannot be taken is drawn again. When that goes on for several rounds, the temperature
-    rises a little with each, and tokens that are half a character are left out; so that every prompt is
+    Each is the best of its candidates that can be taken. Where none can, others are drawn; when that goes on,
+    half characters are left out and the temperature rises a little with each round, so that every prompt is
     continued unless a limit of the user's forbids it, which is then told.
     """
-    idx = torch.tensor([[END_OF_TEXT, *encode(tokenizer, prompt)]], device=generator.device)
-    if (n_prompt := idx.shape[1] - 1) > (block_size := model.config.block_size):
-        told = f"the prompt has {n_prompt} tokens; the model reads only the last {block_size} (block_size)"
-        print(told, file=sys.stderr)
-    halves = [token for token, text in enumerate(token_texts()) if "\ufffd" in text]
-    early, n_candidates = early_network(model), settings.candidates if model.notes.get("early") else 1
-    written, fruitless = [], 0
-    while len(written) < settings.num_samples:
-        if fruitless == (MAX_FRUITLESS if settings.temperature else 1):
-            missing, limit = settings.num_samples - len(written), limits(settings)
-            print(f"gave up on {missing} of {settings.num_samples} tweets: {limit}", file=sys.stderr)
+    prompt_ids, block_size = encode(tokenizer, prompt), model.config.block_size
+    if len(prompt_ids) > block_size:
+        told = f"the prompt has {len(prompt_ids)} tokens; the model reads only the last {block_size}"
+        print(f"{told} (block_size)", file=sys.stderr)
+    early, written, fruitless = early_network(model), [], 0
+    while (missing := settings.num_samples - len(written)) > 0:
+        if fruitless == (1 if settings.temperature == 0 else MAX_FRUITLESS):
+            told = f"gave up on {missing} of {settings.num_samples} tweets: {limit_met(settings)}"
+            print(told, file=sys.stderr)
             return
-        n = min(settings.num_samples - len(written), BATCH)
         temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
-        rows = early.generate(
-            idx.expand(n * n_candidates, -1), settings.max_new_tokens, temperature,
-            settings.top_k, settings.top_p, settings.min_p, banned=[CUT_OFF, *(halves if fruitless else [])],
-            min_new_tokens=1, generator=generator,
-        )  # fmt: skip
-        best_first = gain(model, early, rows, n_prompt).view(n, -1).argsort(descending=True, stable=True)
+        banned = [CUT_OFF, *(half_characters() if fruitless else [])]
         fruitless += 1
-        for candidates, order in zip(rows[:, 1:].view(n, n_candidates, -1), best_first, strict=True):
-            for row in candidates[order].tolist():
-                tweet = tokenizer.decode(row[: row.index(END_OF_TEXT)] if END_OF_TEXT in row else row).strip()
+        how = (min(missing, BATCH), temperature, banned, settings, generator)
+        for candidates in draw(model, early, prompt_ids, *how):
+            for ids in candidates:
+                tweet = tokenizer.decode([*prompt_ids, *ids]).strip()
                 novelty, source = known.compare(tweet)
-                if is_sound(tweet, prompt, written) and novelty >= settings.min_novelty:
+                is_new = novelty >= settings.min_novelty and is_said_anew(tweet, prompt, written)
+                if is_new and not known.stutters([*prompt_ids[-1:], *ids]):
                     written.append(tweet)
                     fruitless = 0
                     yield tweet, novelty, source
                     break
+
+
+def draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
+    """Yield n lists of candidates, the best first; each is the ids that continue the prompt."""
+    n_candidates = settings.candidates if early is not model else 1
+    idx = torch.tensor([[END_OF_TEXT, *prompt_ids]], device=generator.device).expand(n * n_candidates, -1)
+    rows = early.generate(
+        idx, settings.max_new_tokens, temperature, settings.top_k, settings.top_p, settings.min_p,
+        banned=banned, min_new_tokens=1, generator=generator,
+    )  # fmt: skip
+    gains = gain(model, early, rows, len(prompt_ids)) if n_candidates > 1 else torch.zeros(n)
+    best_first = gains.view(n, n_candidates).argsort(descending=True, stable=True)
+    new = rows[:, idx.shape[1] :].view(n, n_candidates, -1)
+    for candidates, order in zip(new, best_first, strict=True):
+        yield [without_end(ids) for ids in candidates[order].tolist()]
+
+
+def without_end(ids):
+    """The ids before the first <|endoftext|>."""
+    return ids[: ids.index(END_OF_TEXT)] if END_OF_TEXT in ids else ids
 
 
 def early_network(model):
@@ -173,24 +195,35 @@ def early_network(model):
 def gain(model, early, rows, n_prompt):
     """How much likelier the model finds each row's new tokens than `early`, which drew them: (N, T) -> (N,).
 
-    In nats per token. What the network came to like when it no longer read through noise is what hangs
-    together; what both like is only frequent. After Li et al. 2023, "Contrastive Decoding", who choose single
-    tokens so, with a large network and a small one.
+    In nats per token. What both find likely is only frequent; what the model came to find likely when it no
+    longer read through noise hangs together. After Li et al. 2023, "Contrastive Decoding", who choose single
+    tokens so, with a large network and a small one. Rows begin with <|endoftext|> and n_prompt tokens.
     """
-    first = max(0, rows.shape[1] - model.config.block_size - 1)
-    idx, targets = rows[:, first:-1], rows[:, first + 1 :]
-    at = torch.arange(first, rows.shape[1] - 1, device=rows.device)
-    is_new = (at >= n_prompt) & ((idx != END_OF_TEXT) | (at == n_prompt))
-    nats = [x.vocabulary.loss(x.hidden_states(idx).flatten(0, 1), targets.flatten()) for x in (early, model)]
-    gains = (nats[0] - nats[1]).view_as(targets) * is_new
-    return gains.sum(1) / is_new.sum(1).clamp(min=1)
+    first = max(0, n_prompt + 1 - model.config.block_size // 2)  # the window holds the end of a long prompt
+    seen = rows[:, first : first + model.config.block_size + 1]
+    idx, targets = seen[:, :-1], seen[:, 1:]
+    # what is scored: the new tokens and the end of the tweet, but not what fills the row up behind it
+    position = torch.arange(first, first + idx.shape[1], device=rows.device)
+    is_scored = (position == n_prompt) | ((position > n_prompt) & (idx != END_OF_TEXT))
+    nats, early_nats = (
+        network.vocabulary.loss(network.hidden_states(idx).flatten(0, 1), targets.flatten()).view_as(idx)
+        for network in (model, early)
+    )
+    return ((early_nats - nats) * is_scored).sum(1) / is_scored.sum(1)
 
 
-def is_sound(tweet, prompt, written):
-    """Whether a tweet adds to the prompt, holds no half character, and says nothing that one of the last
-    tweets `written` said in the same three words, unless it is the prompt's."""
+@functools.cache
+def half_characters():
+    """The ids of tokens that are a part of a character."""
+    return [token for token, text in enumerate(token_texts()) if "\ufffd" in text]
+
+
+def is_said_anew(tweet, prompt, written):
+    """Whether a tweet adds to the prompt, in whole characters, and says nothing in the same three words as
+    one of the last tweets `written`, unless these are the prompt's."""
     said = set().union(*map(phrases, written[-RECENT:])) - phrases(prompt)
-    return tweet not in [prompt, *written] and "\ufffd" not in tweet and not phrases(tweet) & said
+    is_whole = "\ufffd" not in tweet.removeprefix(prompt)
+    return is_whole and tweet not in [prompt, *written] and not phrases(tweet) & said
 
 
 def phrases(text):
@@ -199,21 +232,23 @@ def phrases(text):
     return {tuple(said[at : at + 3]) for at in range(max(1, len(said) - 2))} if said else set()
 
 
-def limits(settings):
+def limit_met(settings):
     """What the user may change when too few tweets can be taken."""
+    if settings.temperature == 0:
+        too = ", or lower min_novelty" if settings.min_novelty else ""
+        return f"temperature 0 draws one tweet again and again; raise it{too}"
     if settings.min_novelty:
         return "too little of the others is new; lower min_novelty"
-    if settings.temperature == 0:
-        return "temperature 0 writes the likeliest alone; raise it"
     return "all others say the same; raise top_k or top_p, or ask for fewer"
 
 
 class TrainingTweets:
-    """The tweets that a model was trained on, to tell what it copies."""
+    """The tweets that a model was trained on, to tell what it copies, and what their author would not say."""
 
-    def __init__(self, text):
-        """text: all of them, each after an <|endoftext|>."""
-        self.tweets = text.split("<|endoftext|>")
+    def __init__(self, tokenizer, ids):
+        """ids: (N,) all of them, each after an <|endoftext|>; none for GPT-2 itself."""
+        self.doubled = set(ids[1:][ids[1:] == ids[:-1]].tolist())  # tokens that are said twice in a row
+        self.tweets = tokenizer.decode(ids.tolist()).split("<|endoftext|>")
         self.words = "\n".join(f" {' '.join(words(tweet))} " for tweet in self.tweets)
 
     def compare(self, tweet):
@@ -227,6 +262,11 @@ class TrainingTweets:
         at = self.words.find(f" {' '.join(own)} ")
         return novelty, None if at < 0 else self.tweets[self.words.count("\n", 0, at)].strip()
 
+    def stutters(self, ids):
+        """Whether a token comes twice in a row as in no training tweet: trained with noise, a network takes
+        its own last token for noise at times, and says it again."""
+        return len(self.tweets) > 1 and any(a == b and a not in self.doubled for a, b in pairwise(ids))
+
 
 def words(text):
     """What is compared: words in small letters; characters where a language has no spaces, or in ":-)"."""
@@ -236,7 +276,17 @@ def words(text):
 
 def save(lines, prompt, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
-    how = ("candidates", "max_new_tokens", "min_novelty", "temperature", "min_p", "top_k", "top_p", "seed")
+    how = (
+        "init_from",
+        "candidates",
+        "max_new_tokens",
+        "min_novelty",
+        "temperature",
+        "min_p",
+        "top_k",
+        "top_p",
+        "seed",
+    )
     flags = " ".join(f"--{name}={getattr(settings, name)}" for name in how)
     header = f"# a model's parody, nobody's words: --start={prompt!r} {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +302,7 @@ def plot_attention(model, tokenizer, ids, path):
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    ids = ids[: model.config.block_size]
+    ids = ids[: min(model.config.block_size, MAX_DRAWN)]
     maps = model.attention_maps(torch.tensor([ids], device=model.wpe.weight.device))[:, 0].cpu().numpy()
     labels = [label(tokenizer, token) for token in ids]
     n_layer, n_head, T, _ = maps.shape
@@ -287,7 +337,7 @@ def label(tokenizer, token):
 def export(model, folder, settings):
     """Write a Hugging Face folder that GPT2LMHeadModel and pipeline("text-generation") read.
 
-    The folder's generation settings are those of `settings`, so that the pipeline draws as sample.py does.
+    The folder holds the settings by which sample.py draws, so that the pipeline draws in the same way.
     Raises UserError for a model that GPT-2 cannot be, and if the folder exists already. A model trained
     with separate_tweets gives the same logits there for a single tweet.
     """
@@ -309,10 +359,11 @@ def export(model, folder, settings):
     weights = theirs.transformer.state_dict()
     for name, parameter in model.gpt2_parameters():
         weights[name].copy_(parameter)
+    drawing = {name: getattr(settings, name) for name in ("temperature", "min_p", "top_k", "top_p")}
     theirs.generation_config = GenerationConfig(
-        do_sample=settings.temperature > 0, temperature=settings.temperature or 1.0, min_p=settings.min_p,
-        top_k=settings.top_k, top_p=settings.top_p, suppress_tokens=[CUT_OFF], min_new_tokens=1,
-        max_new_tokens=settings.max_new_tokens, eos_token_id=END_OF_TEXT, pad_token_id=END_OF_TEXT,
+        **({"do_sample": True} | drawing if settings.temperature else {"do_sample": False}),
+        suppress_tokens=[CUT_OFF], min_new_tokens=1, max_new_tokens=settings.max_new_tokens,
+        eos_token_id=END_OF_TEXT, pad_token_id=END_OF_TEXT,
     )  # fmt: skip
     merges, vocabulary = files
     tokenizer = GPT2TokenizerFast(vocabulary, merges, model_max_length=config.block_size)
@@ -322,7 +373,7 @@ def export(model, folder, settings):
         theirs.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         beside.replace(folder)
-    prompt = f"<|endoftext|> {settings.start}".rstrip()  # as prepare.py encodes it
+    prompt = f"<|endoftext|> {read_prompt(settings.start)}".rstrip()  # as prepare.py encodes it
     print(f"wrote {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})({prompt!r})")
 
 

@@ -26,7 +26,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-from config import UserError, command, errors_in_one_line, load_settings, printable, setting, written_whole
+from config import (
+    UserError,
+    command,
+    errors_in_one_line,
+    load_settings,
+    printable,
+    quoted,
+    setting,
+    written_whole,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,21 +138,28 @@ def main(settings):
         run.iteration += 1
         bar.update()
     bar.close()
-    if world_size > 1:
+    if dist.is_initialized():
         dist.destroy_process_group()
     if signals:
         run.seconds += time.perf_counter() - began
         run.elapsed += time.perf_counter() - began
-        run.save()
-        words = [word for word in sys.argv if word != "--init_from=resume"]
-        print(f"stopped at iteration {run.iteration:,}; to continue: {command(*words, '--init_from=resume')}")
-        raise SystemExit(128 + signals[0])
+        stop(run, signals[0])
     print(
         f"best val loss {run.best['val_loss']:.4f} nats per token, {run.best['bits_per_byte']:.4f} bits per "
         f"byte, at iteration {run.best['iter']:,}: {run.out_dir}/best.pt"
     )
     where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
     print(f"next: {command('sample.py', *where)}")
+
+
+def stop(run, number):
+    """Save what a signal of this number interrupted, tell how to go on, and exit as the signal asks."""
+    if run.iteration:  # else there is nothing to save yet
+        run.save()
+        words = [word for word in sys.argv if word != "--init_from=resume"]
+        again = quoted([sys.orig_argv[0], *words, "--init_from=resume"])
+        print(f"stopped at iteration {run.iteration:,}; to continue: {again}")
+    raise SystemExit(128 + number)
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -164,6 +180,8 @@ def load_data(settings):
     except (ValueError, KeyError, TypeError) as error:
         why = f"train.bin, val.bin and meta.json do not fit ({error})"
         raise UserError(f"data_dir: {folder} is damaged: {why}; {again} again") from None
+    if not val_bytes:
+        raise UserError(f"{folder}/val.bin holds no tweet; use a few hundred tweets or more")
     if len(train_data) <= settings.block_size:
         raise UserError(
             f"{folder}/train.bin holds {len(train_data)} tokens, too few for a window; "
@@ -250,13 +268,15 @@ def train_step(run, model, data, rank=0, world_size=1):
     if settings.noise:
         strength = noise_strength_at(run.iteration, run.max_iters, settings)
         run.model.noise.strength.fill_(strength)
-        if strength < 1 and run.early is None:
+        if strength == 1:
+            run.early = None
+        elif run.early is None:
             run.early = {name: tensor.half() for name, tensor in run.model.state_dict().items()}
     n_batches, total = settings.gradient_accumulation_steps, 0.0
     for n in range(n_batches):
         part, n_parts = n * world_size + rank, n_batches * world_size
         idx, targets = get_batch(data, settings, run.iteration, device, part, n_parts)
-        # processes add up their gradients once a step, after the last batch
+        # processes average their gradients once a step, after the last batch
         alone = model.no_sync() if world_size > 1 and n < n_batches - 1 else contextlib.nullcontext()
         with alone:
             with torch.autocast(device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
@@ -397,7 +417,7 @@ class Run:
         """Add a row to the history; raises UserError if the loss is no longer finite."""
         if not math.isfinite(val_loss):
             why = f"the loss became {val_loss} by iteration {self.iteration:,}; lower learning_rate"
-            raise UserError(f"{why}. {self.out_dir}/last.pt is as it was saved last")
+            raise UserError(f"{why}; what was saved before is as it was")
         row = {
             "iter": self.iteration,
             "epoch": self.iteration / self.iters_per_epoch,

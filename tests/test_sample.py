@@ -6,6 +6,7 @@ import shutil
 
 import matplotlib.image
 import pytest
+import torch
 from conftest import write_data
 
 import prepare
@@ -162,7 +163,7 @@ def test_what_cannot_be_done_is_told(sample, the_error, out, flag, words):
 
 
 @pytest.mark.parametrize(
-    "text, prompt, written, sound",
+    "text, prompt, written, anew",
     [
         ("Mars is red and cold", "", [], True),
         ("Mars is red and cold", "", ["So Mars is red"], False),  # the same three words
@@ -177,11 +178,12 @@ def test_what_cannot_be_done_is_told(sample, the_error, out, flag, words):
         ("🚀", "", ["🚀"], False),
         ("🚀🚀", "", ["🚀"], True),
         ("half \ufffd", "", [], False),
+        ("half \ufffd or so", "half \ufffd", [], True),  # it is the user's
         ("Mars is red", "", ["So Mars is red", *map(str, range(20))], True),  # that is long ago
     ],
 )
-def test_what_is_sound_says_nothing_again(text, prompt, written, sound):
-    assert sampling.is_sound(text, prompt, written) == sound
+def test_no_tweet_says_what_the_last_ones_said(text, prompt, written, anew):
+    assert sampling.is_said_anew(text, prompt, written) == anew
 
 
 PROMPTS = [
@@ -198,10 +200,30 @@ PROMPTS = [
 ]
 
 
+def test_a_token_said_twice_is_an_artefact_unless_the_author_does_it():
+    tokenizer = prepare.load_tokenizer()
+    known = sampling.TrainingTweets(tokenizer, torch.tensor([50256, 7, 7, 8, 50256]))
+    assert known.stutters([5, 8, 8]) and not known.stutters([5, 7, 7, 8])
+    assert not sampling.TrainingTweets(tokenizer, torch.zeros(0)).stutters([8, 8])  # GPT-2 itself
+
+
+def test_the_candidate_is_written_that_the_final_network_likes_more_than_the_early_one(parrot):
+    """Here the early one knows nothing yet: what the final one has learnt by heart gains most."""
+    tokenizer, model = prepare.load_tokenizer(), GPT.load(parrot / "best.pt")
+    early = GPT(model.config, model.tokens, model.tables).eval()
+    texts = [f" {BY_HEART[0]}", " over fox quick The it brown jumps", " again it goes again So it"]
+    ids = [[50256, *tokenizer.encode_ordinary(text)] for text in texts]
+    rows = torch.tensor([row + [50256] * (12 - len(row)) for row in ids])
+    heart, *shuffled = sampling.gain(model, early, rows, 0).tolist()
+    assert heart > max(shuffled) + 1
+    longer = torch.cat([rows, torch.full((3, 40), 50256)], 1)  # what fills a row up counts for nothing
+    assert sampling.gain(model, early, longer, 0).tolist() == pytest.approx([heart, *shuffled], abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["trained", "parrot"])
-def test_every_prompt_is_continued(command, trained, parrot, kind):
+def test_every_prompt_is_continued(command, trained, parrot, tmp_path, kind):
     """Also by a model that has learnt hardly anything, and by one that knows two tweets and no more."""
-    out = parrot if kind == "parrot" else trained.folder
+    out = shutil.copytree(parrot if kind == "parrot" else trained.folder, tmp_path / "out")
     flags = ["--interactive", "--num_samples=4", "--max_new_tokens=12", f"--out_dir={out}"]
     done = command("sample.py", *flags, stdin="\n".join(PROMPTS))
     tweets = done.out.splitlines()
@@ -241,7 +263,8 @@ KNOWN = ["The quick brown fox jumps over it", "So true!", "🚀", "火星へ行�
     ],
 )
 def test_novelty_is_the_share_of_four_word_runs_that_are_new(text, novelty, source):
-    known = sampling.TrainingTweets("<|endoftext|>".join(["", *KNOWN, ""]))
+    tokenizer = prepare.load_tokenizer()
+    known = sampling.TrainingTweets(tokenizer, torch.tensor(list(prepare.encode_tweets(tokenizer, KNOWN))))
     assert known.compare(text) == (pytest.approx(novelty), source)
 
 
