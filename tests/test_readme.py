@@ -1,12 +1,12 @@
 """What the README says: its commands are accepted, its links and figures are right."""
 
 import json
-import math
 import pathlib
 import re
 import shlex
 
 import pytest
+from bench import results_table
 
 import prepare
 import sample
@@ -48,26 +48,12 @@ def test_links_point_at_the_lines_that_they_name():
         assert (ROOT / path).exists(), path
 
 
-def numbers_in(value):
-    """All numbers in what json.load gave, but those of the curves, which are too many to prove anything."""
-    if isinstance(value, dict):
-        value = [one for key, one in value.items() if "curve" not in key]
-    if isinstance(value, list):
-        return [number for one in value for number in numbers_in(one)]
-    return [float(value)] if isinstance(value, int | float) and math.isfinite(value) else []
-
-
-def test_the_figures_in_the_results_are_those_measured():
-    measured = numbers_in(json.loads((ROOT / "out" / "reference" / "bench.json").read_text("utf-8")))
-    sections = re.findall(r"^## [^\n]*\bresults?\b.*?(?=^## |\Z)", README, re.M | re.S | re.I)
-    text = re.sub(r"\]\([^)]*\)", "]", "".join(sections))
-    # the first column says what is measured, in which numbers are no results
-    rows = re.findall(r"^\|[^|]*\|(.*)\|$", text, re.M)
-    figures = [(number, row) for row in rows for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?", row)]
-    assert len(figures) > 8
-    for figure, row in figures:
-        shown, decimals = float(figure.replace(",", "")), len(figure.partition(".")[2])
-        # as printed, or in other units: percent, minutes, thousands, millions of bytes
-        units = (1, 100, 1 / 60, 1e-3, 1e-6)
-        off = min(abs(x * unit - shown) for x in measured for unit in units)
-        assert off <= 0.5001 * 10**-decimals, f"{figure} in {row}"
+def test_the_results_are_those_measured():
+    """The table is, to the letter, the one that bench.py makes; the text around it and the opening, which
+    quote it, have no decimals of their own."""
+    table = results_table(json.loads((ROOT / "out" / "reference" / "bench.json").read_text("utf-8")))
+    opening, *sections = README.split("\n## ")
+    results = next(section for section in sections if section.startswith("Results\n"))
+    assert f"\n\n{table}\n\n" in results
+    for figure in re.findall(r"(?<![\w.,])\d[\d,]*\.\d+", opening + results.replace(table, "")):
+        assert re.search(rf"(?<![\d.,]){re.escape(figure)}(?!\d)", table), figure
