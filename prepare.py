@@ -107,11 +107,10 @@ def main(settings):
 
 # --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
 
-# what may hold tweets, among much else in a folder or a zip
-KNOWN = re.compile(
-    r"(?i)(note-)?tweets?(-part\d+)?\.js"
-    r"|(?!readme|licen|processed\.txt|meta\.json).*\.([ct]sv|txt|(nd)?jsonl?)(\.gz)?"
-)
+# the names of X's own files, and of others that may hold tweets, among much else in a folder or a zip
+ARCHIVE = r"(note-)?tweets?(-part\d+)?\.js"
+TABLE = r"(?i:(?!readme|licen|processed\.txt|meta\.json).*\.([ct]sv|txt|(nd)?jsonl?)(\.gz)?)"
+KNOWN = re.compile(f"{ARCHIVE}|{TABLE}")
 # only the first kind in a place is read: text beside a table, read or not, is hardly what was meant
 KINDS = "archive", "table", "unreadable", "lines"
 ARCHIVE_TEXTS = ["tweet.full_text", "tweet.text", "full_text", "text", "noteTweet.core.text"]
@@ -197,25 +196,24 @@ def files_in(path):
     elif path.suffix.lower() == ".zip":
         names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
         yield from (file for file in map(zipfile.Path(path).joinpath, names) if KNOWN.fullmatch(file.name))
-    elif path.suffix == ".js":  # with its other parts
-        parts = [part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name)]
-        yield from parts if path in parts else [path]
+    elif re.fullmatch(ARCHIVE, path.name):  # with its other parts
+        yield from (part for part in sorted(path.parent.iterdir()) if re.fullmatch(ARCHIVE, part.name))
     else:
         yield path
 
 
 def look(file, settings):
     """The Source that a file is, by its name and first lines, or JSON's keys."""
-    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
-    if suffix == ".js" and KNOWN.fullmatch(file.name):
+    if re.fullmatch(ARCHIVE, file.name):
         return Source(file, "archive", "", ARCHIVE_TEXTS, {"text": ARCHIVE_TEXTS, "author": [], "mark": []})
     with open_text(file) as text:
         line = next((line for line in text if line.strip() and not SEPARATOR_LINE.match(line)), "")
     separator, names = split(line)
+    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
     if suffix in (".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
         separator, names = "", list(dict.fromkeys(chain.from_iterable(islice(json_rows(file), FIRST_ROWS))))
     found = columns(names, settings)
-    # the only name in a .txt is a tweet that is the word "Text"
+    # a first line in a .txt that is one name alone is a tweet, if of one word
     if suffix == ".txt" and separator and not settings.text_column and (len(names) == 1 or not found["text"]):
         return Source(file, "lines", "\n", ["text"], columns(["text"], settings))
     return Source(file, "table" if found["text"] else "unreadable", separator, names, found)
@@ -246,29 +244,27 @@ def plain(name):
 
 def advice(source, settings):
     """Why a file holds no tweets, and how to go on: the line or the column that may be meant."""
-    names, separator = source.names, source.separator
+    file, names, separator = source.file, source.names, source.separator
     told = textwrap.shorten(", ".join(filter(None, names)), 200)
-    if not (KNOWN.fullmatch(source.file.name) and told):
-        return (
-            f"{source.file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
-        )
-    with open_text(source.file) as text:
+    if not (KNOWN.fullmatch(file.name) and told):
+        return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
+    with open_text(file) as text:
         lines = list(islice(text, 200)) if separator else []
     for number, line in enumerate(lines, 1):
         if columns(split(line)[1], settings)["text"]:
             return f"line {number} seems to name the columns; delete the lines before it"
-    add_names = "put names above it, as id,text"
+    add = "put names above it, as id,text"
     if len(names) == 1:
-        add_names += "; or, with a tweet a line, name the file .txt"
+        add += "; or, with a tweet a line, name the file .txt"
     if any(map(NO_NAME.match, names)):
-        return f"its first line names no columns ({told}); {add_names}"
+        return f"its first line names no columns ({told}); {add}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
-    wordy = [name for name, *cells in zip(*rows, strict=True) if "".join(cells).count(" ") > 3 * len(cells)]
-    likely = (
-        f"--text_column={wordy[0]!r}?" if len(wordy) == 1 and wordy[0] else "name one with --text_column=…"
-    )
-    likely += f" If that is a tweet, {add_names}" * (len(names) == 1 and bool(separator))
-    return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {likely}"
+    cells = zip(*rows, strict=True)
+    wordy = [name for name, *texts in cells if name and "".join(texts).count(" ") > 3 * len(texts)]
+    fix = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
+    if len(names) == 1 and separator:
+        fix += f" If that is a tweet, {add}"
+    return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {fix}"
 
 
 # --- reading --------------------------------------------------------------------------------------
