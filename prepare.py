@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
-import tiktoken
 import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 from tqdm import tqdm
@@ -438,12 +437,13 @@ def fits(cell, other):
 
 # --- cleaning -------------------------------------------------------------------------------------
 
-# what sources write for characters: quotes around Python's bytes, escapes of Python, JSON and R, tags of HTML
+# what sources write for characters: Python's b'…', \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
 QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
 HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
 CODED = re.compile(
     rf"(?:\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+"
 )
+# written-out line breaks and the tags of blocks part words; strokes before signs and other tags do not
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
@@ -460,28 +460,28 @@ LINK = (  # old scrapers put a space after "https://" and "www."
     r"|(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+(?!js/)[a-z]{2,}/(?=\w))"  # bit.ly/abc
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
+# (a link), with a mark that is a piece of it; or the beginning of one, at which a text was cut
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
-
 # a tweet that X has cut off ends in a mark and a link to the rest, or within a link
 CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
 
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
 REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?")
-# "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
-OPENING = re.compile(
-    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)(?:\s?[:;,/&+|]+\s?(?=@)|[:,](?=\w)|"
-    r"[:;,!?.…]+(?=\s|$)|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"
+OPENING = re.compile(  # the handles of a reply, each with what joins it to the next or to the sentence
+    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)"  # but "@nasa's probe", "@a and @b are here"
+    r"(?:\s?[:;,/&+|]+\s?(?=@)|[:,](?=\w)|[:;,!?.…]+(?=\s|$)"
+    r"|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"  # in "@a - one - two" the dash begins a list
 )
-# others' words: “@kitefan: we love kites”, with quotes within; ‘@kitefan: we love kites’
-QUOTATION = re.compile(
-    rf"""(?<!RT)(?<!RT )(?<!MT )(?:["“„«「]\s?\.?(?:{HANDLE}\s?)+:"""
-    r"""(?:[^"“”„«»「」]|(?<=\s)["“„«「][^"“”„«»「」]*["“”»」])*(?:["“”»」]|$)|"""
-    rf"""(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))(?:\s?[.,;:–—-]+(?=\s|$))?"""
+OPEN, CLOSE, WORDS = """["“„«「]""", """["“”»」]""", """[^"“”„«»「」]"""
+QUOTATION = re.compile(  # another's words: “@kitefan: we "love" kites”. ‘@kitefan: we love kites’
+    rf"(?<!RT)(?<!RT )(?<!MT )(?:{OPEN}\s?\.?(?:{HANDLE}\s?)+:"
+    rf"(?:{WORDS}|(?<=\s){OPEN}{WORDS}*{CLOSE})*(?:{CLOSE}|$)"
+    rf"|(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))(?:\s?[.,;:–—-]+(?=\s|$))?"
 )
-# what stands behind RT @kitefan:
-RETWEET = re.compile(
-    rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@|(?<![a-z0-9_@#])(?:"""
-    rf"""[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]@|[RMQ]T\s?:\s?@|(?<![\w,]\s)RT\s?{HANDLE}))"""
+RETWEET = re.compile(  # where another's words begin that go on to the end
+    rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@"""  # RT @kitefan, at the start whatever follows
+    rf"""|(?<![a-z0-9_@#])(?:[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]@|[RMQ]T\s?:\s?@"""
+    rf"""|(?<![\w,]\s)RT\s?{HANDLE}))"""  # "So true! RT @kitefan we", but "please RT @kitefan's call"
 )
 
 
