@@ -87,9 +87,10 @@ def main(settings):
     ):
         rows = tqdm(rows, unit=" rows", unit_scale=True, disable=None)
         while batch := list(islice(rows, BATCH_ROWS)):
-            authors.update(author for _, author, _, _ in batch)
-            dropped.update(why for *_, why in batch if why)
-            tweets = [tweet for *_, tweet, why in batch if not why]
+            _, whose, tweets, reasons = zip(*batch, strict=True)
+            authors.update(whose)
+            dropped.update(filter(None, reasons))
+            tweets = list(filter(None, tweets))
             processed.writelines(tweet + "\n" for tweet in tweets)
             val = set(filter(held_out, tweets))
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet not in val]))
@@ -114,13 +115,15 @@ KNOWN = re.compile(f"{ARCHIVE}|{TABLE}")
 KINDS = "archive", "table", "unreadable", "lines"
 ARCHIVE_TEXTS = ["tweet.full_text", "tweet.text", "full_text", "text", "noteTweet.core.text"]
 # names of columns as `plain` writes them, the likeliest first; of the first three texts the fullest is taken
-ROLES = {
-    "text": "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent "
-    "renderedcontent embeddedtext body post status",
-    "author": "username screenname userscreenname authorusername authorscreenname fromuser handle userhandle "
-    "author user account",
-    "mark": "isretweet retweet type posttype tweettype",
-}
+TEXTS = (
+    "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent "
+    "renderedcontent embeddedtext body post status"
+)
+AUTHORS = (
+    "username screenname userscreenname authorusername authorscreenname fromuser handle userhandle "
+    "author user account"
+)
+MARKS = "isretweet retweet type posttype tweettype"
 WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
 NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # what a first line without names has
 SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
@@ -151,20 +154,19 @@ def find_tweets(settings, data_dir):
 def find_csv(data_dir):
     """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
     path = data_dir / CSV_NAME
-    if path.exists():
-        return path
     try:
-        print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
-        with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response:
-            packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
-        name = next((name for name in packed.namelist() if name.lower().endswith(".csv")), CSV_NAME)
-        with written_whole(path, "wb") as file:
-            file.write(packed.read(name))
-        return path
+        if not path.exists():
+            print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
+            with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response:
+                packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
+            name = next((name for name in packed.namelist() if name.lower().endswith(".csv")), CSV_NAME)
+            with written_whole(path, "wb") as file:
+                file.write(packed.read(name))
     except Exception as error:  # a network can fail in any way; none is fatal
         told = f"No tweets at hand ({type(error).__name__}: {error}), so these are invented: {SAMPLE.name}"
         print(f"{told}. For real ones put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/", file=sys.stderr)
         return SAMPLE
+    return path
 
 
 def sources_in(path, settings):
@@ -228,12 +230,14 @@ def columns(names, settings):
     """{role: its columns, the likeliest first}; inner ones, "legacy.full_text", where no outer has a name."""
     outer = {plain(name): name for name in reversed(names)}
     inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
-    found = {}
-    for role, usual in ROLES.items():
-        wanted = [plain(settings.text_column)] if settings.text_column and role == "text" else usual.split()
-        found[role] = [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
-    fuller = [name for name in found["text"] if plain(name) in ROLES["text"].split()[:3]]
-    return found | {"text": fuller or found["text"][:1]}
+
+    def named(words):
+        wanted = words.split()
+        return [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
+
+    texts = named(plain(settings.text_column) or TEXTS)
+    texts = [name for name in texts if plain(name) in TEXTS.split()[:3]] or texts[:1]
+    return {"text": texts, "author": named(AUTHORS), "mark": named(MARKS)}
 
 
 def plain(name):
@@ -284,11 +288,12 @@ def read_tweets(sources, settings):
     """Yield (text, author, why it is left out or "") for each row of the sources."""
     user, long_posts = settings.user.removeprefix("@").casefold(), set()
     for source in sources:
-        rows, (texts, authors, marks) = rows_of(source), source.columns.values()
+        texts, authors, marks = map(source.columns.get, ("text", "author", "mark"))
+        rows = rows_of(source)
         first = list(islice(rows, FIRST_ROWS))
         limit = cut_length([fullest(row, texts) for row in first])
         marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
-        in_notes = source.kind == "archive" and source.file.name.startswith("note")  # read before tweets.js
+        in_notes = source.kind == "archive" and source.file.name.startswith("note")  # it is read first
         for row in chain(first, rows):
             text, why = fullest(row, texts), ""
             author = row[authors[0]].strip() if authors else ""
@@ -486,7 +491,7 @@ RETWEET = re.compile(  # where another's words begin that go on to the end
 
 
 def clean_tweets(rows, settings):
-    """Yield (text, author, the clean tweet, why it is left out or "") of each row; keep each tweet once."""
+    """Yield (text, author, clean tweet, "") of each row, or (text, author, "", why it is left out)."""
     seen = set()  # hashes: a million tweets would take much memory
     for text, author, why in rows:
         tweet = "" if why else clean(text, settings)
