@@ -132,6 +132,8 @@ BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
 
 @dataclass
 class Source:
+    """A file that may hold tweets, as its name and its first lines tell."""
+
     file: pathlib.Path | zipfile.Path
     kind: str  # of KINDS
     separator: str  # of the cells in a line; none in JSON
@@ -358,7 +360,7 @@ def rows_of(source):
         yield from json_rows(source.file)
     else:
         quoting = csv.QUOTE_MINIMAL
-        if source.separator == "\t":  # quotes are characters like others unless all of it is read with them
+        if source.separator == "\t":  # quotes are characters like others, unless all of the file fits them
             try:
                 collections.deque(csv_rows(source, quoting), maxlen=0)
             except UserError:
@@ -485,7 +487,7 @@ QUOTATION = re.compile(  # another's words: “@kitefan: we "love" kites”. ‘
 )
 RETWEET = re.compile(  # where another's words begin that go on to the end
     rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@"""  # RT @kitefan, at the start whatever follows
-    rf"""|(?<![a-z0-9_@#])(?:[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]@|[RMQ]T\s?:\s?@"""
+    rf"""|(?<![a-z0-9_@#])(?:[RMQ]T(?:[\s"“„«]*{HANDLE}\s?:|\s?:?\s?["“„«]@|\s?:\s?@)"""
     rf"""|(?<![\w,]\s)RT\s?{HANDLE}))"""  # "So true! RT @kitefan we", but "please RT @kitefan's call"
 )
 
@@ -623,10 +625,9 @@ def count_bytes(tokenizer, ids):
 
 def report(sources, settings, tokenizer, authors, dropped):
     """Print what was done, in lines of a word and what it is about; return what meta.json tells of it."""
-    rows, n_dropped = authors.total(), dropped.total()
     meta = {"sources": [source.file.name for source in sources], "tokenizer": "gpt2", "leading_space": True}
     meta |= {name: vars(settings)[name] for name in ("text_column", "user", "mentions", "urls", "min_chars")}
-    meta |= {"rows": rows, "dropped": dict(dropped), "tweets": rows - n_dropped}
+    meta |= {"rows": authors.total(), "dropped": dict(dropped), "tweets": authors.total() - dropped.total()}
     with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
     print(f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}")
@@ -636,11 +637,10 @@ def report(sources, settings, tokenizer, authors, dropped):
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
     train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
     for name, ids in (("train", train), ("val", val)):
-        n_tweets, n_distinct = int((ids == END_OF_TEXT).sum()) - 1, len(np.unique(ids))
-        about = [n_tweets, len(ids), n_distinct, count_bytes(tokenizer, ids)]
-        keys = (f"{name}_{what}" for what in ("tweets", "tokens", "distinct_tokens", "bytes"))
-        meta |= zip(keys, about, strict=True)
-        print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*about))
+        counts = {"tweets": int((ids == END_OF_TEXT).sum()) - 1, "tokens": len(ids)}
+        counts |= {"distinct_tokens": len(np.unique(ids)), "bytes": count_bytes(tokenizer, ids)}
+        meta |= {f"{name}_{what}": count for what, count in counts.items()}
+        print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts.values()))
     meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
     print(f"unseen    {meta['val_unseen_tokens'] / len(val):.1%} of the val tokens never occur in training")
     print(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")
