@@ -85,7 +85,7 @@ def main(settings):
         written_whole(data_dir / "train.bin", "wb") as train_bin,
         written_whole(data_dir / "val.bin", "wb") as val_bin,
     ):
-        rows = tqdm(rows, unit=" rows", unit_scale=True, disable=None)
+        rows = iter(tqdm(rows, unit=" rows", unit_scale=True, disable=None))  # one iterator for all batches
         while batch := list(islice(rows, BATCH_ROWS)):
             _, whose, tweets, reasons = zip(*batch, strict=True)
             authors.update(whose)
@@ -216,7 +216,7 @@ def look(file, settings):
     if suffix in (".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
         separator, names = "", list(dict.fromkeys(chain.from_iterable(islice(json_rows(file), FIRST_ROWS))))
     found = columns(names, settings)
-    # a first line in a .txt that is one name alone is a tweet, if of one word
+    # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
     if suffix == ".txt" and separator and not settings.text_column and (len(names) == 1 or not found["text"]):
         return Source(file, "lines", "\n", ["text"], columns(["text"], settings))
     return Source(file, "table" if found["text"] else "unreadable", separator, names, found)

@@ -576,8 +576,10 @@ def test_without_a_download_the_sample_is_used_aloud(command, serve, tmp_path, c
     assert sorted(path.name for path in data.iterdir()) == OUTPUTS
 
 
-def test_many_tokens_are_told_to_go_into_the_large_preset(make):
-    done = make("text\n" + "".join(f"{n}{' a b c d' * 40}\n" for n in range(1_200)) + LINES)
+def test_many_tweets_are_all_kept_and_told_to_go_into_the_large_preset(make):
+    tweets = [f"{n} kites" for n in range(60_000)]  # more than are in memory at once
+    done = make("\n".join([*tweets, *FILLER]), name="in.txt")
+    assert done.tweets == tweets
     assert done.meta["train_tokens"] > 150_000 and " config/large.py " in done.out.splitlines()[-1]
 
 
