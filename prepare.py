@@ -25,7 +25,6 @@ import json
 import os
 import pathlib
 import re
-import struct
 import sys
 import textwrap
 import urllib.request
@@ -33,10 +32,8 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import NamedTuple
 
 import numpy as np
-import tiktoken
 import tiktoken.load
 from tiktoken_ext.openai_public import r50k_pat_str
 from tqdm import tqdm
@@ -51,7 +48,7 @@ SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
 FIRST_ROWS = 5_000  # by which a file is judged
-BATCH_TWEETS = 50_000  # in memory at once
+BATCH_ROWS = 50_000  # in memory at once
 END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
 LARGE_TOKENS = 150_000  # as many teach a larger network more: on 309,121 tokens it is 0.03 nats better
 
@@ -76,10 +73,9 @@ class Settings:
 def main(settings):
     data_dir = pathlib.Path(settings.data_dir)
     sources = find_tweets(settings, data_dir)
-    rows = read_tweets(sources)
+    rows = clean_tweets(read_tweets(sources, settings), settings)
     if settings.dry_run:
-        for text, *about in islice(rows, 10):
-            tweet, why = sift(text, *about, settings)
+        for text, _, tweet, why in islice(rows, 10):
             print(f"before  {printable(text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
         return
 
@@ -89,12 +85,16 @@ def main(settings):
         written_whole(data_dir / "train.bin", "wb") as train_bin,
         written_whole(data_dir / "val.bin", "wb") as val_bin,
     ):
-        tweets = clean_tweets(rows, settings, authors, dropped)
-        while batch := list(islice(tweets, BATCH_TWEETS)):
-            processed.writelines(tweet + "\n" for tweet in batch)
-            val = set(filter(held_out, batch))
-            train_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet not in val]))
-            val_bin.write(encode_tweets(tokenizer, [tweet for tweet in batch if tweet in val]))
+        rows = iter(tqdm(rows, unit=" rows", unit_scale=True, disable=None))  # one iterator for all batches
+        while batch := list(islice(rows, BATCH_ROWS)):
+            _, whose, tweets, reasons = zip(*batch, strict=True)
+            authors.update(whose)
+            dropped.update(filter(None, reasons))
+            tweets = list(filter(None, tweets))
+            processed.writelines(tweet + "\n" for tweet in tweets)
+            val = set(filter(held_out, tweets))
+            train_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet not in val]))
+            val_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
             left = f"{authors.total() - dropped.total()} of {authors.total():,} rows are too few to split"
             why = f"dropped: {listed(dropped)}" + f"; authors: {listed(authors)}" * any(authors)
@@ -107,20 +107,38 @@ def main(settings):
 
 # --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
 
-# what may hold tweets, among much else in a folder or a zip
-KNOWN = re.compile(r"(?i)(note-)?tweets?(-part\d+)?\.js|(?!readme|licen).*\.([ct]sv|txt|(nd)?jsonl?)(\.gz)?")
-# what the standard library raises for files that are damaged, cut short or encrypted
-DAMAGE = zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, SyntaxError, ValueError
-# kinds of files, of which only the first in a place is read: text beside a table is hardly what was meant
-ARCHIVE, TABLE, UNREADABLE, LINES = range(4)
+# the names of X's own files, and of others that may hold tweets, among much else in a folder or a zip
+ARCHIVE = r"(note-)?tweets?(-part\d+)?\.js"
+TABLE = r"(?i:(?!readme|licen|processed\.txt|meta\.json).*\.([ct]sv|txt|(nd)?jsonl?)(\.gz)?)"
+KNOWN = re.compile(f"{ARCHIVE}|{TABLE}")
+# only the first kind in a place is read: text beside a table, read or not, is hardly what was meant
+KINDS = "archive", "table", "unreadable", "lines"
+ARCHIVE_TEXTS = ["tweet.full_text", "tweet.text", "full_text", "text", "noteTweet.core.text"]
+# names of columns as `plain` writes them, the likeliest first; of the first three texts the fullest is taken
+TEXTS = (
+    "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent "
+    "renderedcontent embeddedtext body post status"
+)
+AUTHORS = (
+    "username screenname userscreenname authorusername authorscreenname fromuser handle userhandle "
+    "author user account"
+)
+MARKS = "isretweet retweet type posttype tweettype"
+WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
+NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # what a first line without names has
+SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
+BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
 
 
-class Source(NamedTuple):
+@dataclass
+class Source:
+    """A file that may hold tweets, as its name and its first lines tell."""
+
     file: pathlib.Path | zipfile.Path
-    kind: int
+    kind: str  # of KINDS
     separator: str  # of the cells in a line; none in JSON
     names: list[str]  # of the columns
-    texts: list[str]  # of those that hold a tweet
+    columns: dict[str, list[str]]  # those of each role
 
 
 def find_tweets(settings, data_dir):
@@ -130,7 +148,7 @@ def find_tweets(settings, data_dir):
         paths += [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
     sources = {source.file: source for path in paths for source in sources_in(pathlib.Path(path), settings)}
     for file, source in sources.items():
-        if settings.user and not columns(source.names, AUTHOR):
+        if settings.user and not source.columns["author"]:
             raise UserError(f"{file} names no authors; leave out --user")
     return sources.values()
 
@@ -138,20 +156,19 @@ def find_tweets(settings, data_dir):
 def find_csv(data_dir):
     """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
     path = data_dir / CSV_NAME
-    if path.exists():
-        return path
     try:
-        print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
-        with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response:
-            packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
-        name = next((name for name in packed.namelist() if name.lower().endswith(".csv")), CSV_NAME)
-        with written_whole(path, "wb") as file:
-            file.write(packed.read(name))
-        return path
+        if not path.exists():
+            print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
+            with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response:
+                packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
+            name = next((name for name in packed.namelist() if name.lower().endswith(".csv")), CSV_NAME)
+            with written_whole(path, "wb") as file:
+                file.write(packed.read(name))
     except Exception as error:  # a network can fail in any way; none is fatal
         told = f"No tweets at hand ({type(error).__name__}: {error}), so these are invented: {SAMPLE.name}"
         print(f"{told}. For real ones put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/", file=sys.stderr)
         return SAMPLE
+    return path
 
 
 def sources_in(path, settings):
@@ -160,133 +177,141 @@ def sources_in(path, settings):
         raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
     with damage_told(path):
         sources = [look(file, settings) for file in files_in(path)]
-        kind = min((source.kind for source in sources), default=UNREADABLE)
-        found = [source for source in sources if source.kind == kind]
-        if kind == UNREADABLE:
-            raise UserError(f"{path} holds no tweets: {why_none(path, found, settings)}")
-    if others := [str(source.file) for source in sources if source.kind not in (kind, UNREADABLE)]:
-        print(f"left out beside {found[0].file}: {', '.join(others)}", file=sys.stderr)
-    return found
-
-
-@contextlib.contextmanager
-def damage_told(file):
-    """Turn what is raised for a damaged file into a UserError that names it."""
-    try:
-        yield
-    except (gzip.BadGzipFile, *DAMAGE) as error:
-        raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
+        if not sources:
+            names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
+            only = textwrap.shorten(", ".join(sorted(names)), 200)
+            raise UserError(f"{path} holds no table, text or archive of X's, only {only}")
+    found = min(sources, key=lambda source: KINDS.index(source.kind))
+    if found.kind == "unreadable":
+        raise UserError(f"{path} holds no tweets: {advice(found, settings)}")
+    if others := [str(source.file) for source in sources if source.kind not in (found.kind, "unreadable")]:
+        print(f"left out beside {found.file}: {', '.join(others)}", file=sys.stderr)
+    return [source for source in sources if source.kind == found.kind]
 
 
 def files_in(path):
     """Yield each file of `path` that may hold tweets, in the order of their names."""
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)  # such as .venv
-            known = KNOWN.fullmatch(file.name) or file.suffix.lower() == ".zip"
-            if known and not hidden and file.is_file() and file.name not in ("processed.txt", "meta.json"):
+        names = sorted(glob.glob("**", root_dir=path, recursive=True))  # not the hidden ones, such as .venv
+        for file in map(path.joinpath, names):
+            if file.is_file() and (KNOWN.fullmatch(file.name) or file.suffix.lower() == ".zip"):
                 yield from files_in(file)
     elif path.suffix.lower() == ".zip":
         names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
         yield from (file for file in map(zipfile.Path(path).joinpath, names) if KNOWN.fullmatch(file.name))
-    elif path.suffix == ".js":  # with its other parts
-        parts = [part for part in sorted(path.parent.glob("*.js")) if KNOWN.fullmatch(part.name)]
-        yield from parts if path in parts else [path]
+    elif re.fullmatch(ARCHIVE, path.name):  # with its other parts
+        yield from (part for part in sorted(path.parent.iterdir()) if re.fullmatch(ARCHIVE, part.name))
     else:
         yield path
 
 
 def look(file, settings):
-    """The Source that a file is, by its name and its first lines."""
-    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
-    if suffix == ".js" and KNOWN.fullmatch(file.name):
-        return Source(file, ARCHIVE, "", ARCHIVE_TEXTS, ARCHIVE_TEXTS)
+    """The Source that a file is, by its name and first lines, or JSON's keys."""
+    if re.fullmatch(ARCHIVE, file.name):
+        return Source(file, "archive", "", ARCHIVE_TEXTS, {"text": ARCHIVE_TEXTS, "author": [], "mark": []})
     with open_text(file) as text:
         line = next((line for line in text if line.strip() and not SEPARATOR_LINE.match(line)), "")
     separator, names = split(line)
+    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
     if suffix in (".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
         separator, names = "", list(dict.fromkeys(chain.from_iterable(islice(json_rows(file), FIRST_ROWS))))
-    texts = text_columns(names, settings)
-    may_be_lines = suffix == ".txt" and separator and not settings.text_column
-    if texts and not (may_be_lines and len(names) == 1):  # a tweet may be the word "Text"
-        return Source(file, TABLE, separator, names, texts)
-    if may_be_lines:
-        return Source(file, LINES, "\n", ["text"], ["text"])
-    return Source(file, UNREADABLE, separator, names, [])
+    found = columns(names, settings)
+    # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
+    if suffix == ".txt" and separator and not settings.text_column and (len(names) == 1 or not found["text"]):
+        return Source(file, "lines", "\n", ["text"], columns(["text"], settings))
+    return Source(file, "table" if found["text"] else "unreadable", separator, names, found)
 
 
-def why_none(path, sources, settings):
-    """Why nothing in a file, folder or zip holds tweets; of a table its columns, and the likely one."""
-    if not sources:
-        names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
-        return f"no table, text or tweets.js, only {textwrap.shorten(', '.join(sorted(names)), 200)}"
-    file, _, separator, names, _ = sources[0]
+def split(line):
+    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
+    separator = max("\x1f,;\t|", key=line.count)
+    return separator, next(csv.reader([line], delimiter=separator), [])
+
+
+def columns(names, settings):
+    """{role: its columns, the likeliest first}; inner ones, "legacy.full_text", where no outer has a name."""
+    outer = {plain(name): name for name in reversed(names)}
+    inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
+
+    def named(words):
+        wanted = words.split()
+        return [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
+
+    texts = named(plain(settings.text_column) or TEXTS)
+    texts = [name for name in texts if plain(name) in TEXTS.split()[:3]] or texts[:1]
+    return {"text": texts, "author": named(AUTHORS), "mark": named(MARKS)}
+
+
+def plain(name):
+    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
+    return re.sub(r"[\s_.-]+", "", name).lower()
+
+
+def advice(source, settings):
+    """Why a file holds no tweets, and how to go on: the line or the column that may be meant."""
+    file, names, separator = source.file, source.names, source.separator
     told = textwrap.shorten(", ".join(filter(None, names)), 200)
     if not (KNOWN.fullmatch(file.name) and told):
         return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as text:
         lines = list(islice(text, 200)) if separator else []
-    if below := [number for number, line in enumerate(lines, 1) if text_columns(split(line)[1], settings)]:
-        return f"line {below[0]} seems to name the columns; delete the lines before it"
-    fix = "put names above it, as id,text" + "; or, with a tweet a line, name the file .txt" * (
-        len(names) == 1
-    )
+    for number, line in enumerate(lines, 1):
+        if columns(split(line)[1], settings)["text"]:
+            return f"line {number} seems to name the columns; delete the lines before it"
+    add = "put names above it, as id,text"
+    if len(names) == 1:
+        add += "; or, with a tweet a line, name the file .txt"
     if any(map(NO_NAME.match, names)):
-        return f"its first line names no columns ({told}); {fix}"
+        return f"its first line names no columns ({told}); {add}"
     rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
     cells = zip(*rows, strict=True)
-    wordy = [name for name, *row in cells if name and "".join(row).count(" ") > 3 * len(row)]
-    likely = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
-    likely += f" If that is a tweet, {fix}" if len(names) == 1 and separator else ""
-    return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {likely}"
+    wordy = [name for name, *texts in cells if name and "".join(texts).count(" ") > 3 * len(texts)]
+    fix = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
+    if len(names) == 1 and separator:
+        fix += f" If that is a tweet, {add}"
+    return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {fix}"
 
 
 # --- reading --------------------------------------------------------------------------------------
 
-# names of columns as `plain` writes them, the likeliest first; of the first three the fullest is taken
-TEXT = (
-    *("extendedtweetfulltext", "fulltext", "text", "tweet", "tweets", "tweettext", "tweetcontent", "content"),
-    *("rawcontent", "renderedcontent", "embeddedtext", "body", "post", "status"),
-)
-ARCHIVE_TEXTS = ["tweet.full_text", "tweet.text", "full_text", "text", "noteTweet.core.text"]
-AUTHOR = (
-    *("username", "screenname", "userscreenname", "authorusername", "authorscreenname", "fromuser", "handle"),
-    *("userhandle", "author", "user", "account"),
-)
-MARK = "isretweet", "retweet", "type", "posttype", "tweettype"
 # a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
 OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
 COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
-WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
-NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # what a first line without names has
-SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
-BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
+OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
+GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
 LISTS = "data", "statuses", "tweets"  # where X's own programs put a list of posts
 QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
-GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
-OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
 # what to do with bytes that are not UTF-8, and with characters that Windows-1252 lacks
 codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
 codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
 
 
-def read_tweets(sources):
-    """Yield (text, author, why it is no tweet of the author's own) for each row of the sources."""
+def read_tweets(sources, settings):
+    """Yield (text, author, why it is left out or "") for each row of the sources."""
+    user, long_posts = settings.user.removeprefix("@").casefold(), set()
     for source in sources:
-        rows, notes = rows_of(source), long_beginnings(source)
+        texts, authors, marks = map(source.columns.get, ("text", "author", "mark"))
+        rows = rows_of(source)
         first = list(islice(rows, FIRST_ROWS))
-        limit = cut_length([fullest(row, source.texts) for row in first])
-        author = next(iter(columns(source.names, AUTHOR)), None)
-        marks = columns(source.names, MARK)
+        limit = cut_length([fullest(row, texts) for row in first])
         marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
+        in_notes = source.kind == "archive" and source.file.name.startswith("note")  # it is read first
         for row in chain(first, rows):
-            text = fullest(row, source.texts)
-            why_not = "retweets" if any(OTHERS.match(row[name].strip()) for name in marks) else ""
-            if notes and bare(clean(text))[:100] in notes:
-                why_not = "beginnings of long posts, whole in note-tweet.js"
+            text, why = fullest(row, texts), ""
+            author = row[authors[0]].strip() if authors else ""
+            if user and author.removeprefix("@").casefold() != user:
+                why = "by other authors"
+            elif any(OTHERS.match(row[name].strip()) for name in marks):
+                why = "retweets"
+            elif len(text) > MAX_CHARS:
+                why = f"longer than {MAX_CHARS:,} characters"
+            elif in_notes:
+                long_posts.add(clean(text)[:100])
+            elif long_posts and clean(text)[:100] in long_posts:
+                why = "beginnings of long posts, whole in note-tweet.js"
             if len(text) == limit and OPEN_END.search(text):
                 text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
-            yield text, row[author].strip() if author else "", why_not
+            yield text, author, why
 
 
 def fullest(row, names):
@@ -303,12 +328,14 @@ def cut_length(texts):
     return longest if longest >= 100 and len(at_end) > max(4, len(shorter)) else None
 
 
-def long_beginnings(source):
-    """How the long posts in the note-tweet.js beside a tweets.js begin: tweets.js has no more of them."""
-    if source.kind != ARCHIVE or source.file.name.startswith("note"):
-        return set()
-    notes = [file for file in source.file.parent.iterdir() if file.name.startswith("note-tweet")]
-    return {bare(clean(row[ARCHIVE_TEXTS[-1]]))[:100] for file in notes for row in json_rows(file)}
+@contextlib.contextmanager
+def damage_told(file):
+    """Turn what the standard library raises for a damaged file into a UserError that names it."""
+    damage = zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, SyntaxError, ValueError
+    try:
+        yield
+    except damage as error:
+        raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
 
 
 @contextlib.contextmanager
@@ -324,15 +351,21 @@ def open_text(file):
 
 def rows_of(source):
     """Yield {name: cell} of each row in a file; text has a tweet a line, or one between marks."""
-    if source.kind == LINES:
+    if source.kind == "lines":
         with open_text(source.file) as text:
             first = text.readline()
             tweets = GPT2_MARK.split(first + text.read()) if GPT2_MARK.search(first) else chain([first], text)
             yield from ({"text": tweet.strip()} for tweet in tweets if tweet.strip())
-    elif source.separator:
-        yield from tab_rows(source) if source.separator == "\t" else csv_rows(source)
-    else:
+    elif not source.separator:
         yield from json_rows(source.file)
+    else:
+        quoting = csv.QUOTE_MINIMAL
+        if source.separator == "\t":  # quotes are characters like others, unless all of the file fits them
+            try:
+                collections.deque(csv_rows(source, quoting), maxlen=0)
+            except UserError:
+                quoting = csv.QUOTE_NONE
+        yield from csv_rows(source, quoting)
 
 
 def json_rows(file):
@@ -364,39 +397,33 @@ def flat(item, within=""):
             yield f"{within}{name}", str(value) if isinstance(value, str | int | float) else ""
 
 
-def csv_rows(source, quoting=csv.QUOTE_MINIMAL):
-    """Of a CSV; raise UserError, with the line's number, where cells may be shifted."""
-    file, _, separator, names, _ = source
-    width, last = None, 0  # cells of a row; number of the line that the last row ended on
-    with open_text(file) as text:
-        reader = csv.reader(text, delimiter=separator, quoting=quoting, strict=True)
+def csv_rows(source, quoting):
+    """Of a table; raise UserError, with the line's number, where cells may be shifted."""
+    names, width, last = (
+        source.names,
+        None,
+        0,
+    )  # cells of a row; number of the line that the last row ended on
+    with open_text(source.file) as text:
+        reader = csv.reader(text, delimiter=source.separator, quoting=quoting, strict=True)
         try:
             for cells in reader:
                 blank = len(cells) < 2 and not "".join(cells).strip()
-                repeated = cells == names  # by who joined files
-                if not (blank or repeated or SEPARATOR_LINE.match(cells[0])):
+                # some join files with their first lines
+                if not (blank or cells == names or SEPARATOR_LINE.match(cells[0])):
                     # some programs end each row, but not the first line, with a separator
                     width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
                     if len(cells) != width or any(cells[len(names) :]):
                         raise csv.Error(f"{len(cells)} cells instead of {width}")
-                    if reader.line_num > last + 1 and swallows_rows(cells, separator):
+                    if reader.line_num > last + 1 and swallows_rows(cells, source.separator):
                         raise csv.Error("a stray quote joins rows")
+                    if quoting == csv.QUOTE_NONE:
+                        cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
                     yield dict(zip(names, cells, strict=False))
                 last = reader.line_num
         except csv.Error as error:
             fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
-            raise UserError(f"{file}, line {last + 1}: {error}; {fix}") from None
-
-
-def tab_rows(source):
-    """Of a file with tabs, where quotes are characters like others unless all of it can be read with them."""
-    try:
-        collections.deque(csv_rows(source), maxlen=0)
-    except UserError:
-        for row in csv_rows(source, csv.QUOTE_NONE):
-            yield {name: QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for name, cell in row.items()}
-    else:
-        yield from csv_rows(source)
+            raise UserError(f"{source.file}, line {last + 1}: {error}; {fix}") from None
 
 
 def swallows_rows(cells, separator):
@@ -415,37 +442,15 @@ def fits(cell, other):
     return cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1
 
 
-def split(line):
-    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
-    separator = max("\x1f,;\t|", key=line.count)
-    return separator, next(csv.reader([line], delimiter=separator), [])
-
-
-def text_columns(names, settings):
-    """The columns that may hold a tweet, by their names."""
-    found = columns(names, [plain(settings.text_column)] if settings.text_column else TEXT)
-    return [name for name in found if plain(name) in TEXT[:3]] or found[:1]
-
-
-def columns(names, wanted):
-    """The columns with one of the wanted names, the likeliest first; else inner ones: "legacy.full_text"."""
-    outer = {plain(name): name for name in reversed(names)}
-    inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
-    return [outer[name] for name in wanted if name in outer] or [inner[x] for x in wanted if x in inner]
-
-
-def plain(name):
-    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
-    return re.sub(r"[\s_.-]+", "", name).lower()
-
-
 # --- cleaning -------------------------------------------------------------------------------------
 
-# what sources write for characters: quotes around Python's bytes, escapes of Python, JSON and R, tags of HTML
+# what sources write for characters: Python's b'…', \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
 QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
 HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
-ESCAPE = rf"\\(?:x|u{HEX}{{2}}|U000{HEX}{{3}}){HEX}{{2}}"
-CODED = re.compile(rf"(?:{ESCAPE}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+")
+CODED = re.compile(
+    rf"(?:\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+"
+)
+# written-out line breaks and the tags of blocks part words; strokes before signs and other tags do not
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
@@ -462,59 +467,44 @@ LINK = (  # old scrapers put a space after "https://" and "www."
     r"|(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+(?!js/)[a-z]{2,}/(?=\w))"  # bit.ly/abc
     rf"(?:{CHAR}|\({CHAR}*\))*"
 )
+# (a link), with a mark that is a piece of it; or the beginning of one, at which a text was cut
 LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
-
 # a tweet that X has cut off ends in a mark and a link to the rest, or within a link
 CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
 
 HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
 REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?")
-# "@SpaceX's rocket" and "@a and @b are here" begin a sentence; in "@a - one - two" the dash begins a list
-OPENING = re.compile(
-    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)(?:\s?[:;,/&+|]+\s?(?=@)|[:,](?=\w)|"
-    r"[:;,!?.…]+(?=\s|$)|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"
+OPENING = re.compile(  # the handles of a reply, each with what joins it to the next or to the sentence
+    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)"  # but "@nasa's probe", "@a and @b are here"
+    r"(?:\s?[:;,/&+|]+\s?(?=@)|[:,](?=\w)|[:;,!?.…]+(?=\s|$)"
+    r"|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"  # in "@a - one - two" the dash begins a list
 )
-# others' words: “@kitefan: we love kites”, with quotes within; ‘@kitefan: we love kites’
-QUOTATION = re.compile(
-    rf"""(?<!RT)(?<!RT )(?<!MT )(?:["“„«「]\s?\.?(?:{HANDLE}\s?)+:"""
-    r"""(?:[^"“”„«»「」]|(?<=\s)["“„«「][^"“”„«»「」]*["“”»」])*(?:["“”»」]|$)|"""
-    rf"""(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))(?:\s?[.,;:–—-]+(?=\s|$))?"""
+OPEN, CLOSE, WORDS = """["“„«「]""", """["“”»」]""", """[^"“”„«»「」]"""
+QUOTATION = re.compile(  # another's words: “@kitefan: we "love" kites”. ‘@kitefan: we love kites’
+    rf"(?<!RT)(?<!RT )(?<!MT )(?:{OPEN}\s?\.?(?:{HANDLE}\s?)+:"
+    rf"(?:{WORDS}|(?<=\s){OPEN}{WORDS}*{CLOSE})*(?:{CLOSE}|$)"
+    rf"|(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))(?:\s?[.,;:–—-]+(?=\s|$))?"
 )
-# what stands behind RT @kitefan:
-RETWEET = re.compile(
-    rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@|(?<![a-z0-9_@#])(?:"""
-    rf"""[RMQ]T[\s"“„«]*{HANDLE}\s?:|[RMQ]T\s?:?\s?["“„«]@|[RMQ]T\s?:\s?@|(?<![\w,]\s)RT\s?{HANDLE}))"""
+RETWEET = re.compile(  # where another's words begin that go on to the end
+    rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@"""  # RT @kitefan, at the start whatever follows
+    rf"""|(?<![a-z0-9_@#])(?:[RMQ]T(?:[\s"“„«]*{HANDLE}\s?:|\s?:?\s?["“„«]@|\s?:\s?@)"""
+    rf"""|(?<![\w,]\s)RT\s?{HANDLE}))"""  # "So true! RT @kitefan we", but "please RT @kitefan's call"
 )
 
 
-def clean_tweets(rows, settings, authors, dropped):
-    """Yield the clean tweets, each once; count whose the rows are, and why some are left out."""
+def clean_tweets(rows, settings):
+    """Yield (text, author, clean tweet, "") of each row, or (text, author, "", why it is left out)."""
     seen = set()  # hashes: a million tweets would take much memory
-    for text, author, why_not in tqdm(rows, unit=" rows", unit_scale=True, disable=None):
-        authors[author] += 1
-        tweet, why = sift(text, author, why_not, settings)
-        if why or hash(tweet) in seen:
-            dropped[why or "duplicates"] += 1
-        else:
-            seen.add(hash(tweet))
-            yield tweet
-
-
-def sift(text, author, why_not, settings):
-    """(the clean tweet, ""), or ("", why it is left out)."""
-    if (
-        settings.user
-        and len({name.strip().removeprefix("@").casefold() for name in (author, settings.user)}) > 1
-    ):
-        return "", "by other authors"
-    if why_not or len(text) > MAX_CHARS:
-        return "", why_not or f"longer than {MAX_CHARS:,} characters"
-    tweet = clean(text, settings)
-    if not tweet:
-        return "", "retweets" if RETWEET.search(decoded(text)) else "empty"
-    if len(tweet) < settings.min_chars:
-        return "", f"shorter than {settings.min_chars} characters"
-    return tweet, ""
+    for text, author, why in rows:
+        tweet = "" if why else clean(text, settings)
+        if not tweet:
+            why = why or ("retweets" if RETWEET.search(decoded(text)) else "empty")
+        elif len(tweet) < settings.min_chars:
+            why = f"shorter than {settings.min_chars} characters"
+        elif hash(tweet) in seen:
+            why = "duplicates"
+        seen.add(hash(tweet))
+        yield text, author, "" if why else tweet, why
 
 
 def clean(text, settings=Settings()):
@@ -553,11 +543,10 @@ def decoded(text):
         text = CODED.sub(lambda run: repaired("".join(chr(int(x, 16)) for x in CODE.findall(run[0]))), text)
         text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
     if not text.isascii():
-        text = repaired(text)
-    if "&" in text:
-        text = html.unescape(html.unescape(text))  # some sources escape twice
-    if not text.isascii():  # join halves of emoji
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        text = (
+            repaired(text).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        )  # joins emoji
+    text = html.unescape(html.unescape(text))  # some sources escape twice
     if not text.isprintable():
         text = text.translate(UNSEEN)
     return " ".join(text.split())
@@ -578,12 +567,8 @@ def held_out(tweet, tenth=0):
     Decided by the letters and digits of its text alone, so that adding or reordering rows moves no
     tweet across, and tweets that differ in case or punctuation land on the same side.
     """
-    return zlib.crc32((bare(tweet) or tweet).encode()) % 100 // 10 == tenth
-
-
-def bare(text):
-    """The letters and digits of a text, without case."""
-    return "".join(re.findall(r"[^\W_]+", text.casefold()))
+    letters = "".join(re.findall(r"[^\W_]+", tweet.casefold()))
+    return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -641,9 +626,7 @@ def count_bytes(tokenizer, ids):
 def report(sources, settings, tokenizer, authors, dropped):
     """Print what was done, in lines of a word and what it is about; return what meta.json tells of it."""
     meta = {"sources": [source.file.name for source in sources], "tokenizer": "gpt2", "leading_space": True}
-    meta |= {
-        key: value for key, value in vars(settings).items() if key not in ("input", "data_dir", "dry_run")
-    }
+    meta |= {name: vars(settings)[name] for name in ("text_column", "user", "mentions", "urls", "min_chars")}
     meta |= {"rows": authors.total(), "dropped": dict(dropped), "tweets": authors.total() - dropped.total()}
     with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
         example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
@@ -654,11 +637,10 @@ def report(sources, settings, tokenizer, authors, dropped):
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
     train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
     for name, ids in (("train", train), ("val", val)):
-        n_tweets, n_distinct = int((ids == END_OF_TEXT).sum()) - 1, len(np.unique(ids))
-        about = [n_tweets, len(ids), n_distinct, count_bytes(tokenizer, ids)]
-        keys = (f"{name}_{what}" for what in ("tweets", "tokens", "distinct_tokens", "bytes"))
-        meta |= zip(keys, about, strict=True)
-        print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*about))
+        counts = {"tweets": int((ids == END_OF_TEXT).sum()) - 1, "tokens": len(ids)}
+        counts |= {"distinct_tokens": len(np.unique(ids)), "bytes": count_bytes(tokenizer, ids)}
+        meta |= {f"{name}_{what}": count for what, count in counts.items()}
+        print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts.values()))
     meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
     print(f"unseen    {meta['val_unseen_tokens'] / len(val):.1%} of the val tokens never occur in training")
     print(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")

@@ -47,28 +47,16 @@ def tables(draw):
 
 
 @st.composite
-def archives(draw):
-    """Files like the tweets.js of X's archive, with anything where a tweet should be, whole or cut short."""
-    junk = st.recursive(st.none() | st.integers() | texts, lambda inner: st.lists(inner, max_size=3))
-    tweets = draw(st.lists(texts, max_size=20)) + FILLER
-    items = [*draw(st.lists(junk, max_size=1)), *({"tweet": {"full_text": text}} for text in tweets)]
-    content = draw(st.sampled_from(["window.YTD.tweets.part0 = ", "", "x = ["])) + json.dumps(items)
-    return "tweets.js", content.encode()[: draw(st.sampled_from([None, None, len(content) // 2, 10]))]
-
-
-@st.composite
-def objects(draw):
+def objects(draw, names, prefixes=("",)):
     """Objects or anything else, in a list or a line each, as JSON or Python prints, whole or cut short."""
-    keys, cells = (
-        st.sampled_from(["text", "full_text", "user", "data", ""]),
-        st.none() | st.integers() | texts,
-    )
-    junk = st.recursive(cells, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner))
-    items = [*draw(st.lists(junk, max_size=5)), *({"text": text} for text in draw(st.lists(texts)) + FILLER)]
-    write = draw(st.sampled_from([json.dumps, repr]))
+    keys = st.sampled_from(["text", "full_text", "tweet", "user", "data", ""])
+    cells = st.none() | st.integers() | texts
+    junk = st.recursive(cells, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner))
+    items = [{"text": text, "tweet": {"full_text": text}} for text in draw(st.lists(texts)) + FILLER]
+    items, write = draw(st.lists(junk, max_size=5)) + items, draw(st.sampled_from([json.dumps, repr]))
     content = write(items) if draw(st.booleans()) else "\n".join(map(write, items))
-    name = draw(st.sampled_from(["in.json", "in.jsonl", "in.txt", "in.csv"]))
-    return name, content.encode("utf-8", "replace")[: draw(st.sampled_from([None, None, len(content) // 2]))]
+    content = (draw(st.sampled_from(prefixes)) + content).encode("utf-8", "replace")
+    return draw(st.sampled_from(names)), content[: draw(st.sampled_from([None, None, len(content) // 2, 10]))]
 
 
 @st.composite
@@ -86,8 +74,8 @@ def packed(draw):
 
 KINDS = {
     "tables": tables(),
-    "archives": archives(),
-    "objects": objects(),
+    "archives": objects(["tweets.js"], ["window.YTD.tweets.part0 = ", "", "x = ["]),
+    "objects": objects(["in.json", "in.jsonl", "in.txt", "in.csv"]),
     "packed": packed(),
     "lines": st.tuples(st.just("in.txt"), st.lists(texts).map(lambda t: "\n".join([*t, *FILLER]).encode())),
     "bytes": st.tuples(st.sampled_from(["in.csv", "in.gz", "in.zip", "tweets.js"]), st.binary(max_size=400)),

@@ -118,13 +118,11 @@ CLEAN = {
     "entities": ("&lt;3 &amp; escaped&amp;amp;twice, line&#10;break", "<3 & escaped&twice, line break"),
     "white space": (" two\n\nlines\tand\u00a0gaps\u2028\u3000too ", "two lines and gaps too"),
     "links": ("look https://t.co/abc here HTTP://EXAMPLE.COM/a?b=c", "look here"),
-    "links of pictures": ("a picture pic.twitter.com/Zy9 and pic.x.com/Zy9", "a picture and"),
+    "links of pictures": ("Wow!pic.x.com/Zy9 a picture pic.twitter.com/Zy9", "Wow! a picture"),
     "links with spaces": ("old https:// youtu.be/q7 and https://www. nasa.gov/x scraper", "old and scraper"),
     "a link without spaces": ("火星https://t.co/abcへ行く", "火星へ行く"),
     "a sign of kelvin is no k": ("K\u212a https://t.co/K1k", "K\u212a"),
-    "links in parentheses": ("(more at https://t.co/a) or (https://t.co/b) now", "(more at) or now"),
-    "a link with parentheses": ("https://en.wikipedia.org/wiki/Mars_(planet) is red", "is red"),
-    "no links": ("no link: https, pic. and a://b", "no link: https, pic. and a://b"),
+    "parentheses": ("(more https://t.co/a) or (https://t.co/b) now a.example/M_(x) is", "(more) or now is"),
     "cut after a word": ("orbit is hard …https://t.co/abc", "orbit is hard …"),
     "cut with an entity": ("orbit is har&#8230; https://t.co/abc", "orbit is …"),
     "cut in a link before the link": ("a real pic https://t.co/abc… https://t.co/def", "a real pic …"),
@@ -132,15 +130,13 @@ CLEAN = {
     "cut in https:": ("orbit is hard https:…", "orbit is hard …"),
     "cut in http": ("orbit is hard http…", "orbit is hard …"),
     "cut in the only word": ("@a @b har… https://t.co/abc", ""),
-    "a mark of the writer's": ("wait for it…", "wait for it…"),
-    "marks within": ("well … yes … https://t.co/abc no", "well … yes … no"),
+    "marks of the writer's": ("well … yes … https://t.co/abc no…", "well … yes … no…"),
     "a single word is not cut": ("Soon… https://t.co/abc", "Soon…"),
     "handles at the start": ("  @a\n@b_2:\tYes, ask @c", "Yes, ask @c"),
-    "a handle behind a link": ("https://t.co/abc @a hello", "hello"),
-    "entities in a handle and a link": ("&commat;a hello https&#58;//t.co/abc", "hello"),
-    "a handle's own": ("@nasa's probe and @esa’s", "@nasa's probe and @esa’s"),
+    "a handle behind a link, entities in both": ("https&#58;//t.co/abc &commat;a hello", "hello"),
+    "a handle's own": ("@nasa's probe and @esa’s", None),
     "a handle without spaces": ("@nasaさん、どうも", "さん、どうも"),
-    "too long for a handle": ("@sixteen_letters_ is none", "@sixteen_letters_ is none"),
+    "too long for a handle": ("@sixteen_letters_ is none", None),
     "halves of surrogates": ("half \ud83d and whole \ud83d\ude80", "half \ufffd and whole 🚀"),
     # others' words
     "a comment on a retweet": ("Well said. RT @ann_b: rockets are loud", "Well said."),
@@ -148,11 +144,11 @@ CLEAN = {
     "without a colon": ("Well said! RT @ann_b rockets are loud", "Well said!"),
     "in quotes": ("Well said RT “@ann_b: rockets are loud” indeed", "Well said"),
     "a modified tweet": ("Yes MT @ann_b: rockets", "Yes"),
-    "only asked for": ("Please RT @ann_b's call, RT @ann_b", "Please RT @ann_b's call, RT @ann_b"),
+    "only asked for": ("Please RT @ann_b's call, RT @ann_b", None),
     "a quotation": ("“@ann_b: so “very” loud” I agree", "I agree"),
     "other quotes": ('Ha! "@ann_b : I said "go" twice". „@ann_b: laut“ «@c: fort»', "Ha!"),
     "a cut quotation": ("No way “@ann_b: rockets are lo… https://t.co/x", "No way"),
-    "own words in quotes": ("“@nasa is great”, “@ann_b” says", "“@nasa is great”, “@ann_b” says"),
+    "own words in quotes": ("“@nasa is great”, “@ann_b” says", None),
     "what a page shows": ("Replying to @a, @b and @c My cat flies", "My cat flies"),
     # what joins handles to the sentence, and what does not
     "joined": ("@a : @b - @c; @d/@e! @f & @g... so it is", "so it is"),
@@ -162,11 +158,10 @@ CLEAN = {
     "signs alone": ("@a @b ?!", "?!"),
     # links
     "bare links": ("WWW.NASA.example/a, bit.ly/q7 (kites.example/shop?id=5) no", "no"),
-    "none": ("X.com, e.g. v1.2/3 and/or 5.5m/s U.S./China me@a.example", None),
+    "no links": ("https, pic. a://b X.com, e.g. v1.2/3 and/or 5.5m/s U.S./China me@a.example", None),
     "a mark behind a link": ("see https://a.example/b … and https://t.co/c …", "see and"),
     "a link's beginning": ("as seen on https:/", "as seen on"),
     "a link's first letters": ("as seen on http", "as seen on"),
-    "glued": ("Wow!pic.x.com/Zy9", "Wow!"),
     # what stands for characters
     "mojibake": ("itâ€™s cafÃ© ðŸš€ â€œhiâ€\x9d Ð´Ð°", "it’s café 🚀 “hi” да"),
     "twice": ("itÃ¢â‚¬â„¢s", "it’s"),
@@ -181,8 +176,7 @@ CLEAN = {
     "no HTML": ("I <3 it, a < b > c, <Run Program> if a<b and c>d &lt;b&gt;",
         "I <3 it, a < b > c, <Run Program> if a<b and c>d <b>"),
     "what is not seen": ("\u2068@a\u2069 so\u200b \u00adlo\ufeffng\x07", "so long"),
-    "what joins is kept": ("👩\u200d🚀 می\u200cخواهم", None),
-    "any signs": ('"so", <|endoftext|>, 🚀 and ü', '"so", <|endoftext|>, 🚀 and ü'),
+    "any signs, and what joins": ('"so", <|endoftext|>, 🚀 and ü 👩\u200d🚀 می\u200cخواهم', None),
 }  # fmt: skip
 
 
@@ -196,21 +190,22 @@ def test_the_examples_of_clean_are_right():
     assert (done.failed, done.attempted) == (0, 2)
 
 
-@pytest.mark.parametrize(
-    ("column", "others", "own"),
-    [
-        ("is_retweet", ["True", "t", " yes ", "Y"], ["False", "0", ""]),
-        ("isRetweet", ["1.0"], ["0.0"]),
-        ("RETWEET", ["1"], ["0"]),
-        ("Type", ["Retweet", "quoted"], ["Quote", "Tweet"]),
-        ("post_type", ["RT"], ["post"]),
-        ("Tweet Type", ["repost"], ["reply"]),
-        ("retweet", [], ["1", "0", "17"]),  # it counts, and marks nothing
-        ("retweets", [], ["1", "0"]),
-        ("retweeted", [], ["1", "True"]),  # X's word for a tweet that others passed on
-    ],
-)
-def test_posts_that_a_column_marks_as_others_are_dropped(make, column, others, own):
+MARKS = {  # column: (what marks others' posts in it, what does not)
+    "is_retweet": (["True", "t", " yes ", "Y"], ["False", "0", ""]),
+    "isRetweet": (["1.0"], ["0.0"]),
+    "RETWEET": (["1"], ["0"]),
+    "Type": (["Retweet", "quoted"], ["Quote", "Tweet"]),
+    "post_type": (["RT"], ["post"]),
+    "Tweet Type": (["repost"], ["reply"]),
+    "retweet": ([], ["1", "0", "17"]),  # it counts, and marks nothing
+    "retweets": ([], ["1", "0"]),
+    "retweeted": ([], ["1", "True"]),  # X's word for a tweet that others passed on
+}
+
+
+@pytest.mark.parametrize("column", MARKS)
+def test_posts_that_a_column_marks_as_others_are_dropped(make, column):
+    others, own = MARKS[column]
     rows = [[mark, f"tweet {n}"] for n, mark in enumerate(others + own)]
     done = make(table([[column, "text"], *rows]))
     assert done.tweets == [tweet for _, tweet in rows[len(others) :]]
@@ -233,7 +228,6 @@ ONE, TWO = [["id", "text"], ["1", "NA"]], [["Tweet", "id"], ["“Füße”, two\
 OF_ONE, OF_TWO = ["NA"], ["“Füße”, two lines; a tab"]
 LINES = "\n".join(FILLER)
 STRAY = ["Füße 🚀".encode(), "Straße “quoted” … 5 €".encode("cp1252"), LINES.encode()]
-LIST = [["id", "text"], ["1544379368478212100", "my list:\n1, cars\n2, rockets"]]
 FULLER = [["text", "full_text"], ["cut o… https://t.co/x", "cut off no more"], ["only here", ""]]
 CELLS = {
     r"b'caf\xc3\xa9 it\'s \xf0\x9f\x9a\x80'": "café it's 🚀",
@@ -245,14 +239,12 @@ CELLS = {
 RETWEETS = ["RT @a: b", "RT@a", "RT\u00a0@a", '"rt @a', "“RT @a", "\u200bRT @a", "RT : @a", "RT &#64;a"]
 MIXED = table(["text", "@a @b see @c's a@b.c https://t.co/x", "https://t.co/y is har… https://t.co/z"])
 NUMBERS = ["0", "1", "2"]
-LINES_OF = {  # text -> objects in JSON
-    "list": lambda objects: json.dumps(objects, indent=1),
-    "lines": lambda objects: "\n".join(map(json.dumps, objects)),
-    "dicts": lambda objects: "\n".join(map(repr, objects)),
-}
 OBJECTS = [{"id": n, "text": tweet, "user": {"screen_name": "nasa"}} for n, tweet in enumerate(FILLER)]
 OBJECTS += [{"text": "it's “new”\n🚀", "lang": None}, {"text": None}]
-NESTED = [{"legacy": {"full_text": tweet}, "quoted_status": {"full_text": "x"}} for tweet in FILLER]
+JSON_LINES = "\n".join(map(json.dumps, OBJECTS))
+NESTED = json.dumps(
+    [{"legacy": {"full_text": tweet}, "quoted_status": {"full_text": "x"}} for tweet in FILLER]
+)
 LIKE_ROWS = [["", "text"], ["123", "Great!\n100,000 sold"], ["2", "1, silk\n2, string"], ["7", "a\n3,5 km"]]
 TAB = 'id\ttext\n1\t"So" it is\n2\tsay "go"\n3\t"whole ""cell"""\n4\t"open\n'
 TAB += "".join(f"0\t{tweet}\n" for tweet in FILLER)
@@ -260,6 +252,7 @@ MARKED = "".join(f"<|startoftext|>{tweet}<|endoftext|>\n" for tweet in ["in two\
 CUT_AT = ["text", *(f"{word} and the wind was so strong {'over the hills ' * 8}"[:120] for word in "abcdef")]
 
 README = "What this folder holds\nand who made it"
+OF_LINES = zipped({"b.txt": LINES, "picture.png": b"\x89PNG"})
 PACKED = zipped({"README.txt": README, "a/t.csv": table(ONE), "__MACOSX/x.csv": "text\nx\n"})
 POSTS = ["RT @nasa: We landed", "Rockets &amp; cars", "good \ud83d morning", None, *FILLER]
 ARCHIVE = {
@@ -279,7 +272,6 @@ READ = {  # id: (file name and flags, content, tweets)
     "blank lines": ("in.csv", "\n\n" + table(ONE).replace("\n", "\n\n  \n"), OF_ONE),
     "rows end in a comma": ("in.csv", table(ONE).replace("\n", ",\n").replace(",\n", "\n", 1), OF_ONE),
     "repeated headers": ("in.csv", table(ONE) + table(ONE).replace("NA", "007"), ["NA", "007"]),
-    "a list is no swallowed row": ("in.csv", table(LIST), ["my list: 1, cars 2, rockets"]),
     "cells of bytes or JSON": ("in.csv", table(["text", *CELLS]), list(CELLS.values())),
     "retweets": ("in.csv", table(["text", *RETWEETS, "art@home", "Art, @home"]), ["art@home", "Art, @home"]),
     "too long for a post": ("in.csv", table(["text", "a" * 25_000, "." + " " * 1_000_000]), ["a" * 25_000]),
@@ -287,17 +279,15 @@ READ = {  # id: (file name and flags, content, tweets)
     "a line like an author": ("in.txt", f"Author, retweet\n{LINES}", ["Author, retweet"]),
     "a stray byte": ("in.txt", b"\n".join(STRAY), ["Füße 🚀", "Straße “quoted” … 5 €"]),
     "gzipped lines": ("in.txt.gz", gzip.compress(LINES.replace("\n", "\r\n").encode()), []),
-    "a folder of lines": ("in", {"a.txt": LINES, "data/processed.txt": "made by prepare.py"}, []),
-    "a zip of lines": ("in.zip", zipped({"b.txt": LINES, "picture.png": b"\x89PNG"}), []),
-    "a list of objects": ("in.json", LINES_OF["list"](OBJECTS), ["it's “new” 🚀"]),
-    "an object a line": ("in.ndjson", LINES_OF["lines"](OBJECTS), ["it's “new” 🚀"]),
-    "Python's dicts": ("in.txt", LINES_OF["dicts"](OBJECTS), ["it's “new” 🚀"]),
-    "objects in a gz": ("in.jsonl.gz --user=@NASA", gzip.compress(LINES_OF["lines"](OBJECTS).encode()), []),
-    "objects in a zip": ("in.zip", zipped({"a.json": LINES_OF["list"](OBJECTS[:-2])}), []),
-    "objects in objects": ("in.json", LINES_OF["list"](NESTED), []),
+    "a folder of lines": ("in", {"a.zip": OF_LINES, "data/processed.txt": "made by prepare.py"}, []),
+    "a list of objects": ("in.zip", zipped({"a.json": json.dumps(OBJECTS, indent=1)}), ["it's “new” 🚀"]),
+    "an object a line": ("in.ndjson", JSON_LINES, ["it's “new” 🚀"]),
+    "Python's dicts": ("in.txt", "\n".join(map(repr, OBJECTS)), ["it's “new” 🚀"]),
+    "objects in a gz": ("in.jsonl.gz --user=@NASA", gzip.compress(JSON_LINES.encode()), []),
+    "objects in objects": ("in.json", NESTED, []),
     "a list of texts": ("in.json", json.dumps(FILLER), []),
     "a list within": ("in.json", json.dumps({"data": OBJECTS[:-2], "meta": {"text": "x"}}, indent=1), []),
-    "a key of one's own": ("in.json --text_column=legacy.full_text", LINES_OF["lines"](NESTED), []),
+    "a key of one's own": ("in.json --text_column=legacy.full_text", NESTED, []),
     "pipes": ("in.csv", table(TWO, "|"), OF_TWO),
     "bare commas in the one column": ("in.csv", "text\na, b\n" + LINES, ["a, b"]),
     "Excel's first line": ("in.csv", "sep=;\n" + table(TWO, ";"), OF_TWO),
@@ -314,8 +304,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "a hyphen": ("in.csv", table([["id", "tweet-text", "status"], NUMBERS]), ["1"]),
     "the likeliest name": ("in.csv", table([["body", "content", "text"], NUMBERS]), ["2"]),
     "the fuller text": ("in.csv", table(FULLER), ["cut off no more", "only here"]),
-    "named": ("in.csv --text_column=Post", table([["id", "post", "text"], NUMBERS]), ["1"]),
-    "named in two words": ("in.csv --text_column my_words", table([["id", "my words"], NUMBERS[:2]]), ["1"]),
+    "named": ("in.csv --text_column my_words", table([["id", "My words", "text"], NUMBERS]), ["1"]),
     # how it is cleaned; the link to a cut tweet's rest is the source's, and not kept
     "mentions kept": ("in.csv --mentions=keep", MIXED, ["@a @b see @c's a@b.c", "is …"]),
     "mentions stripped": ("in.csv --mentions=strip", MIXED, ["see a@b.c", "is …"]),
@@ -417,7 +406,6 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "a bare comma": ("in.csv", f"id,date,text\n{ROWS}7,x,cold, very cold\n", "line 22: 4 cells"),
     "a bare comma at an end": ("in.csv", f"id,date,text\n{ROWS}7,x,cold,\n", "line 22: 4 cells"),
     "a bare separator at once": ("in.csv", "text;id;x\nhi; it is cold;2;L2\nb;3;L3\n", "line 2: 4 cells"),
-    "a short row": ("in.csv", f"id,date,text\n{ROWS}7\n", "line 22: 1 cells"),
     "a short row, blank lines": ("in.csv", f"id,date,text\n\n{ROWS}\n7,x\n", "line 24: 2 cells"),
     "swallowed rows": ("in.csv", f'id,date,text\n7,x,"a\n{ROWS}8,x,b"\n{ROWS}', "line 2: a stray quote"),
     "swallowed, text first": ("in.csv", 'text,id\na,10\n"b,11\nc,12\nd",13\ne,14\n', "line 3: a stray quote"),
@@ -437,8 +425,10 @@ def test_what_cannot_be_used_is_refused_in_one_line(make, words, content, told):
     ("content", "told"),
     [
         ("text\n", "0 of 0 rows are too few to split"),
-        ("text\n@a\nhttps://t.co/x\n", "0 of 2 rows are too few to split; dropped: 2 empty"),
-        ("text\nRT @a: b\nRT @a: c\n", "dropped: 2 retweets"),
+        (
+            "text\n@a\nhttps://t.co/x\nRT @a: b\n",
+            "0 of 3 rows are too few to split; dropped: 2 empty, 1 retweets",
+        ),
         (f"text\n{'a' * 25_001}", "dropped: 1 longer than 25,000 characters"),
         ("text\nalone\n", "1 of 1 rows are too few to split; dropped: none; is it the right"),
         ("user,text\nnasa,alone\n", "; dropped: none; authors: 1 nasa;"),
@@ -586,8 +576,10 @@ def test_without_a_download_the_sample_is_used_aloud(command, serve, tmp_path, c
     assert sorted(path.name for path in data.iterdir()) == OUTPUTS
 
 
-def test_many_tokens_are_told_to_go_into_the_large_preset(make):
-    done = make("text\n" + "".join(f"{n}{' a b c d' * 40}\n" for n in range(1_200)) + LINES)
+def test_many_tweets_are_all_kept_and_told_to_go_into_the_large_preset(make):
+    tweets = [f"{n} kites" for n in range(60_000)]  # more than are in memory at once
+    done = make("\n".join([*tweets, *FILLER]), name="in.txt")
+    assert done.tweets == tweets
     assert done.meta["train_tokens"] > 150_000 and " config/large.py " in done.out.splitlines()[-1]
 
 
