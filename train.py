@@ -154,11 +154,13 @@ def main(settings):
 
 def stop(run, number):
     """Save what a signal of this number interrupted, tell how to go on, and exit as the signal asks."""
-    if run.iteration:  # else there is nothing to save yet
+    if run.iteration:
         run.save()
         words = [word for word in sys.argv if word != "--init_from=resume"]
         again = quoted([sys.orig_argv[0], *words, "--init_from=resume"])
         print(f"stopped at iteration {run.iteration:,}; to continue: {again}")
+    else:
+        print("stopped before the first iteration; nothing is saved yet")
     raise SystemExit(128 + number)
 
 

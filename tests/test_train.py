@@ -72,11 +72,13 @@ def best_of(rows):
 
 
 def check_same(a, b):
-    """The weights of two runs, and float16's scaler of gradients, too coarse to show in the losses."""
+    """The weights of two runs, also those from before the noise fell, and float16's scaler of gradients, too
+    coarse to show in the losses."""
     for name in ("best.pt", "last.pt"):
         one, other = GPT.load(a / name), GPT.load(b / name)
         torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
         assert one.notes.get("scaler") == other.notes.get("scaler")
+        torch.testing.assert_close(one.notes["early"], other.notes["early"], rtol=0, atol=0)
 
 
 def check_val_loss(out, data, rows):
@@ -299,6 +301,16 @@ def test_noise_falls_to_nothing_over_the_last_part_of_a_run():
     strengths = [train_module.noise_strength_at(iteration, 8, settings) for iteration in range(8)]
     assert strengths == [1.0] * 7 + [0.5]
     assert train_module.noise_strength_at(7, 8, dataclasses.replace(settings, noise_fall=0.0)) == 1.0
+
+
+def test_what_is_kept_from_before_the_noise_fell_is_that_network(trained, train, tmp_path, monkeypatch):
+    """Of 8 iterations the last 30 % are the last two, so it is the network after six."""
+    signal_at(monkeypatch, 6, signal.SIGTERM)
+    assert "stopped at iteration 6" in train().out
+    weights = GPT.load(tmp_path / "out" / "last.pt").state_dict()
+    halves = {name: tensor.half() for name, tensor in weights.items()}
+    early = GPT.load(trained.folder / "last.pt").notes["early"]
+    torch.testing.assert_close(early, halves, rtol=0, atol=0)
 
 
 def test_where_a_float16_gradient_overflows_no_weight_moves(trained, prepared, monkeypatch):
