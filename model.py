@@ -161,7 +161,7 @@ class Vocabulary(nn.Module):
         return self.wte(idx)
 
     def scorers(self):
-        """The vectors and biases that score the next token: (V, C) and none."""
+        """The vectors and biases that score the next token, (V, C) and none; made once for a whole text."""
         return self.wte.weight, None
 
     def logits(self, hidden, scorers):
@@ -436,7 +436,7 @@ def choose(logits, temperature, top_k, top_p, min_p, generator):
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     ids = torch.arange(logits.shape[-1], device=logits.device)
-    if min_p and top_p == 1:  # go on with the ids that may be drawn for some row: a few hundred of all
+    if min_p and top_p == 1:  # for speed alone: go on with the few hundred ids that some row may draw
         least = best.min() + temperature * (math.log(min_p) - 1e-3)  # a bit less: rounding is decided below
         ids = ids[logits.amax(0) >= least]
         logits = logits[:, ids]
@@ -579,7 +579,11 @@ class SmallVocabulary(nn.Module):
     "The Population Frequencies of Species"): if N1 tokens occur once in the training data and N2 twice, as
     much new text holds 2 * N2 of the former and N1 tokens that never occurred. So outside of training the
     odds of a rare token are (N1 + 2 * N2) / N1 times what training makes them: the log of that is added to
-    the scores of the shared rows. Within a row, `within` gives each id its share.
+    the scores of the shared rows. Within a row, `log_share` says how it is divided.
+
+    For example, let " rocket" occur nine times, " Rockets" once and " Jets" never, of which the last two look
+    alike. Then " rocket" has a row of its own. The others share one, which training makes as likely as tokens
+    seen once are; of that, " Rockets" has 2 * N2 / (N1 + 2 * N2), and " Jets" the rest.
     """
 
     def __init__(self, config, tokens, tables):
@@ -603,9 +607,9 @@ class SmallVocabulary(nn.Module):
         log_odds[: self.n_shared] = math.log((once + 2 * twice) / once)
         pieces = tables["pieces"].int()
         derived = {
-            "own": own,
+            "own": own,  # the ids with rows of their own
             "row_of": row_of,  # (V,)
-            "within": shares_within_rows(row_of, counts, share_of_once),  # (V,)
+            "log_share": shares_within_rows(row_of, counts, share_of_once),  # (V,)
             "log_odds": log_odds,  # (rows,)
             "pieces": pieces,  # (V, MAX_PIECES)
             "scale": (pieces > 0).sum(1, keepdim=True).clamp(min=1).rsqrt(),  # (V, 1)
@@ -631,10 +635,10 @@ class SmallVocabulary(nn.Module):
 
     def logits(self, hidden, scorers):
         """Scores whose softmax is the distribution of the next id: (…, C) -> (…, V)."""
-        return F.linear(hidden, *scorers).index_select(-1, self.row_of) + self.within
+        return F.linear(hidden, *scorers).index_select(-1, self.row_of) + self.log_share
 
     def loss(self, hidden, targets):
         """-ln p of each target, 0 where it is -1: (N, C) and (N,) -> (N,), in nats."""
         is_scored, ids = targets >= 0, targets.clamp(min=0)
         of_rows = cross_entropy(hidden, self.scorers(), self.row_of[ids].where(is_scored, -1))
-        return of_rows - self.within[ids] * is_scored
+        return of_rows - self.log_share[ids] * is_scored

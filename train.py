@@ -238,12 +238,16 @@ def make_optimizers(model, settings):
             others.append(parameter)  # biases and LayerNorms do not decay
         else:
             (in_blocks if settings.muon and name.startswith("h.") else matrices).append(parameter)
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    how = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    optimizers = [torch.optim.AdamW(groups, betas=(0.9, settings.beta2), fused=True, **how)]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    how = {"betas": (0.9, settings.beta2), "fused": True}
+    optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate, **how)]
     if in_blocks:
-        how["weight_decay"] = 1.0  # of 0.5 to 4 the best, whatever the rest takes
-        optimizers.append(torch.optim.Muon(in_blocks, adjust_lr_fn="match_rms_adamw", **how))
+        # its own decay: 0.5 and 2 are no better, whatever the rest takes
+        how = {"weight_decay": 1.0, "adjust_lr_fn": "match_rms_adamw"}
+        optimizers.append(torch.optim.Muon(in_blocks, lr=settings.learning_rate, **how))
     return optimizers
 
 
@@ -264,7 +268,7 @@ def noise_strength_at(iteration, max_iters, settings):
 def train_step(run, model, data, rank=0, world_size=1):
     """One iteration: the gradient of one global batch, clipped, and a step. Returns the loss, a tensor."""
     model.train()
-    settings, scaler, device = run.settings, run.scaler, run.loss_sum.device
+    settings, scaler, device = run.settings, run.scaler, run.device
     # dropout and noise are reseeded at each step, so a resumed run needs no random state
     torch.manual_seed(int(np.random.SeedSequence((settings.seed, run.iteration, rank)).generate_state(1)[0]))
     if settings.noise:
@@ -307,13 +311,19 @@ def evaluate(model, data, batch_size=32):
 
     Every token but the first is scored once: windows advance by half a block, and each but the first scores
     its newer half, so that (past the start) every token has at least half a block before it, of which
-    `separate_tweets` hides other tweets.
+    `separate_tweets` hides other tweets. With a block of 4, for the targets a to i, where . is not scored:
+
+        a b c d
+            . . e f
+                . . g h
+                    . . i .
     """
     model.eval()
     block_size, device = model.config.block_size, model.wpe.weight.device
     n_targets, stride = len(data) - 1, block_size // 2
     n_windows = math.ceil(max(n_targets - block_size, 0) / stride) + 1
-    tokens, to_fill = as_tensor(data), (n_windows - 1) * stride + block_size - n_targets
+    to_fill = (n_windows - 1) * stride + block_size - n_targets  # of the last window
+    tokens = as_tensor(data)
     idx = F.pad(tokens[:-1], (0, to_fill)).unfold(0, block_size, stride)  # (n_windows, block_size)
     targets = F.pad(tokens[1:], (0, to_fill), value=-1).unfold(0, block_size, stride).clone()
     targets[1:, :-stride] = -1  # the window before scores them
@@ -341,7 +351,7 @@ class Run:
 
     def __init__(self, settings, train_data, device):
         torch.manual_seed(settings.seed)
-        self.settings, self.out_dir = settings, pathlib.Path(settings.out_dir)
+        self.settings, self.out_dir, self.device = settings, pathlib.Path(settings.out_dir), device
         self.dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
         self.tokens_per_iter = (
             settings.batch_size * settings.gradient_accumulation_steps * settings.block_size
