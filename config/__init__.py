@@ -123,7 +123,7 @@ def checked(name, value, fields):
         raise UserError(f"{name}: {value!r} is not {KINDS[kind]}")
     if about["choices"] and value not in about["choices"]:
         raise UserError(f"{name}: {value!r} is not one of {', '.join(about['choices'])}")
-    if kind in (int, float) and not about["low"] <= value <= about["high"]:  # NaN is not, either
+    if kind in (int, float) and not (about["low"] <= value <= about["high"] and math.isfinite(value)):
         raise UserError(f"{name}: {value} is not between {about['low']} and {about['high']}")
     return value
 
