@@ -232,7 +232,7 @@ def sample(args):
     theirs = transformers_model(2 * SHAPE["block_size"])  # where the others' window slides, it goes on
     train_ours(args, PRESET, "--max_iters=100", "--eval_interval=100")  # enough to end its tweets
     preset = GPT.load(args.scratch / "best.pt")
-    known = TrainingTweets(tokenizer.decode(preset.tokens.tolist()))
+    known = TrainingTweets(tokenizer, preset.tokens)
     as_used, name = (preset, tokenizer, known, "Tesla", Settings(), generator), "ten samples of 64 tokens"
     contenders = {
         (name, OURS): lambda: full.generate(prompt, **how, banned=[END_OF_TEXT]),
