@@ -62,7 +62,7 @@ class GPTConfig:
 
 # --- the network ----------------------------------------------------------------------------------
 
-SHORT_WINDOW = 128  # tokens; up to here attention, spelled out, is faster on a CPU than PyTorch's fused one
+SHORT_WINDOW = 256  # tokens; up to here attention, spelled out, is faster on a CPU than PyTorch's fused one
 
 
 class CausalSelfAttention(nn.Module):

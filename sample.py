@@ -276,17 +276,8 @@ def words(text):
 
 def save(lines, prompt, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
-    how = (
-        "init_from",
-        "candidates",
-        "max_new_tokens",
-        "min_novelty",
-        "temperature",
-        "min_p",
-        "top_k",
-        "top_p",
-        "seed",
-    )
+    drawn = ("temperature", "min_p", "top_k", "top_p", "seed")
+    how = ("init_from", "candidates", "max_new_tokens", "min_novelty", *drawn)
     flags = " ".join(f"--{name}={getattr(settings, name)}" for name in how)
     header = f"# a model's parody, nobody's words: --start={prompt!r} {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)

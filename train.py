@@ -245,7 +245,7 @@ def make_optimizers(model, settings):
     how = {"betas": (0.9, settings.beta2), "fused": True}
     optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate, **how)]
     if in_blocks:
-        # its own decay: 0.5 and 2 are no better, whatever the rest takes
+        # a decay of its own, whatever the rest takes
         how = {"weight_decay": 1.0, "adjust_lr_fn": "match_rms_adamw"}
         optimizers.append(torch.optim.Muon(in_blocks, lr=settings.learning_rate, **how))
     return optimizers
