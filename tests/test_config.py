@@ -41,7 +41,7 @@ def test_flags_beat_the_preset_and_the_preset_beats_the_defaults(tmp_path):
         ("sample.py", ["--min_p", "1e-3"], {"min_p": 0.001}),
         ("sample.py", ["--start=a=b c"], {"start": "a=b c"}),
         ("sample.py", ["--start=--seed=3"], {"start": "--seed=3"}),
-        ("prepare.py", ["--dry_run", "no", "--user=me"], {"dry_run": False, "user": "me"}),
+        ("prepare.py", ["--dry_run=no", "--user=me"], {"dry_run": False, "user": "me"}),
         ("prepare.py", ["--input=a", "--input", "b", "c"], {"input": ("a", "b", "c")}),
     ],
 )
@@ -112,15 +112,16 @@ def test_mistakes_become_one_line_and_bugs_keep_their_traceback(capsys, monkeypa
         raise ZeroDivisionError
 
 
-def test_ctrl_c_is_told_also_after_settings_were_read_and_outside_ends_at_once(shell):
+def test_ctrl_c_is_told_after_settings_were_read_and_ends_at_once_until_then(shell):
     code = """if True:
-        import config, prepare, signal; signal.signal(signal.SIGINT, signal.default_int_handler)
+        import config, prepare, signal
+        config.load_settings(prepare.Settings, [])
         try:
             with config.errors_in_one_line():
-                config.load_settings(prepare.Settings, [])
                 signal.raise_signal(signal.SIGINT)
         except SystemExit as end:
             print(end.code, flush=True)
+        config.load_settings(prepare.Settings, [])
         signal.raise_signal(signal.SIGINT)  # while torch is imported"""
     done = shell("-c", code)
     assert (done.out, done.err, done.code) == ("130\n", "\nstopped\n", -2)
