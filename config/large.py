@@ -1,8 +1,8 @@
-# For larger sets, from about 150,000 training tokens on, such as a full archive or all posts of many years:
+# For more tweets, from about 150,000 training tokens (9,000 tweets) on: prepare.py tells which preset fits.
 #
 #     python train.py config/large.py
 #
-# Chosen for 18,890 tweets of one person, by fewer runs than config/elon.py.
+# Chosen on 18,890 tweets of one person, by fewer runs than config/elon.py, which explains the settings.
 n_layer = 4
 n_head = 6
 n_embd = 192
@@ -13,9 +13,9 @@ noise_fall = 0.3
 separate_tweets = True
 cut = 0.05
 compact_vocab = True
-spelling = 16384  # more tokens, more groups of letters
+spelling = 16384  # more text has more groups of letters
 batch_size = 32
-epochs = 14  # of 300,000 tokens: 2,114 iterations, about a quarter of an hour of one core
+epochs = 14  # of 300,000 tokens: 2,114 iterations, about a quarter of an hour on one core
 patience = 4
 learning_rate = 3e-3
 warmup_iters = 20
