@@ -42,8 +42,8 @@ def setting(default, help, *, low=-math.inf, high=math.inf, choices=None, group=
     """A field of a script's Settings: its default, its line of --help, and the values that it allows.
 
     Its type is that of the default; a tuple holds texts, one for each time that its flag is given. `low` and
-    `high` are allowed themselves. `group` opens a section of --help. The flag of this setting overrules what
-    a preset says of the setting that `beats` names, too.
+    `high` are allowed themselves. `group` opens a section of --help. `beats` names another setting, of which
+    a preset's value falls when this one is typed.
     """
     about = {"help": help, "low": low, "high": high, "choices": choices, "group": group, "beats": beats}
     return dataclasses.field(default=default, metadata=about)
@@ -60,7 +60,7 @@ def load_settings(cls, argv, rest=None):
             raise SystemExit(0)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         preset, flags = read_words(argv, fields, rest)
-        for name in flags:
+        for name in flags:  # --epochs beats a preset's max_iters
             preset.pop(fields[name].metadata["beats"], None)
         settings = cls(**preset | flags)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends the program while it imports torch
@@ -102,7 +102,8 @@ def read_flag(flag, following, fields):
         text = "True" if isinstance(field.default, bool) else next(following, "--")
         if text.startswith("--"):
             raise UserError(f"{name}: no value is given; write --{name}=…")
-    return name, checked(text, field)
+    value = (text,) if isinstance(field.default, tuple) else text
+    return name, checked(value, field)
 
 
 def read_preset(path, fields):
@@ -116,7 +117,7 @@ def read_preset(path, fields):
             values[target.id] = checked(ast.literal_eval(statement.value), find_field(target.id, fields))
     except (OSError, SyntaxError, UnicodeError) as error:
         raise UserError(f"preset {path} cannot be read: {error}") from None
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError):  # another statement, or not a literal
         raise UserError(f"preset {path}, line {statement.lineno}: not of the form name = value") from None
     except UserError as error:
         raise UserError(f"preset {path}, line {statement.lineno}: {error}") from None
@@ -135,11 +136,9 @@ def find_field(name, fields):
 def checked(value, field):
     """A flag's text, or the value in a preset, as the type of its setting and within its limits."""
     name, kind, about = field.name, type(field.default), field.metadata
-    with contextlib.suppress(KeyError, ValueError):  # the type then tells
+    with contextlib.suppress(KeyError, ValueError):  # of another type it stays, and is told below
         if kind is bool and isinstance(value, str):
             value = BOOLEANS[value.lower()]
-        elif kind is tuple and isinstance(value, str):
-            value = (value,)
         elif (type(value), kind) in CONVERSIONS:
             value = kind(value)
     if type(value) is not kind:
@@ -156,7 +155,7 @@ def errors_in_one_line():
     """End the program without a traceback: for a UserError or an error of the file system with the line
     `script.py: error: …` and exit status 2, for Ctrl-C with `stopped` and status 130."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal knows emoji
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without emoji is no error
     signal.signal(signal.SIGINT, signal.default_int_handler)  # load_settings may have left another
     try:
         yield
@@ -204,4 +203,5 @@ quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join  # words as 
 def command(*words):
     """A line to paste that runs Python with `words`, of which the .py files are beside the running script."""
     here = os.path.dirname(sys.argv[0])
-    return quoted([sys.orig_argv[0], *(os.path.join(here, w) if w.endswith(".py") else w for w in words)])
+    words = [os.path.join(here, word) if word.endswith(".py") else word for word in words]
+    return quoted([sys.orig_argv[0], *words])
