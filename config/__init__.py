@@ -8,12 +8,8 @@
     with errors_in_one_line():
         main(settings)
 
-What a user may type, in any order; flags beat the presets, and presets beat the defaults:
-
-    --seed=7   --seed 7       a setting
-    --muon   --muon=False     a setting that is True or False
-    config/elon.py            a preset: a Python file of plain assignments, which are read and not run
-    tweets.csv                a value of the setting that a script takes without a name, if it has one
+A user types flags, --seed=7 or --seed 7, --muon or --muon=False, and presets, such as config/elon.py: Python
+files of plain assignments, which are read and not run. Flags beat presets, and presets beat the defaults.
 """
 
 import ast
@@ -50,7 +46,7 @@ def setting(default, help, *, low=-math.inf, high=math.inf, choices=None, group=
 
 
 def load_settings(cls, argv, rest=None):
-    """Make a `cls` of the words of a command; those alone are values of the setting `rest`, a tuple.
+    """Make a `cls` of the words of a command. `rest` is the setting, a tuple, that takes words of no other use.
 
     A mistake ends the program with one line on stderr, and --help ends it with the list of the settings.
     """
@@ -80,7 +76,8 @@ def help_text(cls):
 
 def read_words(argv, fields, rest):
     """Two dicts {name: value}: what the presets in `argv` set, and what its other words set."""
-    preset, flags, words = {}, {}, iter(argv)
+    preset, flags, others = {}, {}, ()
+    words = iter(argv)
     for word in words:
         if word.startswith("--"):
             name, value = read_flag(word, words, fields)
@@ -88,9 +85,11 @@ def read_words(argv, fields, rest):
         elif word.endswith(".py"):
             preset |= read_preset(word, fields)
         elif rest:
-            flags[rest] = (*flags.get(rest, ()), word)
+            others += (word,)
         else:
             raise UserError(f"unexpected {word!r}: a preset is a .py file, a setting is --name=value")
+    if others:
+        flags[rest] = flags.get(rest, ()) + others
     return preset, flags
 
 
