@@ -46,7 +46,7 @@ def setting(default, help, *, low=-math.inf, high=math.inf, choices=None, group=
 
 
 def load_settings(cls, argv, rest=None):
-    """Make a `cls` of the words of a command. `rest` is the setting, a tuple, that takes words of no other use.
+    """Make a `cls` of the words of a command. The setting `rest`, a tuple, takes those that stand alone.
 
     A mistake ends the program with one line on stderr, and --help ends it with the list of the settings.
     """
