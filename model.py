@@ -21,7 +21,6 @@ queries, keys and values, c_fc widens, c_proj maps back to C channels.
 import dataclasses
 import math
 import pathlib
-import pickle
 import zlib
 from dataclasses import dataclass
 
@@ -187,25 +186,19 @@ def cross_entropy(hidden, scorers, targets):
 
 # --- the model ------------------------------------------------------------------------------------
 
-# what torch and Python raise for a file that is no checkpoint, or that does not fit its own config
-UNUSABLE = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OSError),
-    pickle.UnpicklingError,
-)
-
 
 class GPT(nn.Module):
-    """GPT-2: a vocabulary, positions, a stack of blocks, and a final LayerNorm."""
+    """GPT-2: a vocabulary, positions, a stack of blocks, and a final LayerNorm.
+
+    Like any module it begins in training mode, in which dropout, noise and cuts make each call different:
+    call eval() before all but training. load() and from_pretrained() have done so.
+    """
 
     def __init__(self, config, tokens=None, tables=None):
-        """tokens: (N,) uint16 or int64, those to be trained on, which `noise` and `compact_vocab` learn
-        from; tables: what token_tables() makes, for `compact_vocab`."""
+        """tokens: (N,) int64, those to be trained on, which `noise` and `compact_vocab` learn from;
+        tables: what token_tables() makes, for `compact_vocab`."""
         super().__init__()
-        self.config, self.tables = config, tables
-        self.notes = {}  # what was saved beside the weights
-        tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens.long()
-        self.register_buffer("tokens", tokens, persistent=False)
-        self.noise = Noise(config, tokens) if config.noise else nn.Identity()
+        self.config = config
         if config.compact_vocab:
             self.vocabulary = SmallVocabulary(config, tokens, tables)
         else:
@@ -221,6 +214,11 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / scale)
             elif name.startswith("h.") and name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        self.noise = Noise(config, tokens) if config.noise else nn.Identity()
+        tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.tables = tables
+        self.notes = {}  # what load() finds beside the weights
 
     def forward(self, idx, targets=None):
         """Predict, at each position, the next token.
@@ -242,22 +240,11 @@ class GPT(nn.Module):
         idx holds all tokens so far; those from `start` on are computed, the others' keys and values are in
         `cache`.
         """
-        x, mask = self.enter(idx, start)
+        begin = self.tweet_starts(idx)
+        x, mask = self.embed(idx, begin, start), self.mask(begin, start)
         for layer, block in enumerate(self.h):
             x = block(x, mask, None if cache is None else cache[layer], start)
         return self.ln_f(x)
-
-    def enter(self, idx, start=0):
-        """The vectors of the tokens from `start` on, which enter the first block, (B, T - start, C), and what
-        these tokens may look at, (B, 1, T - start, T)."""
-        T = idx.shape[1]
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position, begin = torch.arange(T, device=idx.device), self.tweet_starts(idx)  # (T,), (B, T)
-        # of those that look, (B, T - start, 1), and of those that are seen, (T,)
-        mask = (position >= begin[:, start:, None]) & (position <= position[start:, None])
-        x = self.vocabulary.embed(self.noise(idx[:, start:])) + self.wpe((position - begin)[:, start:])
-        return self.drop(x), mask[:, None]  # the same for all heads
 
     def tweet_starts(self, idx):
         """Where the tweet of each token begins: (B, T) -> (B, T). No token looks back past that place, and
@@ -269,6 +256,22 @@ class GPT(nn.Module):
             is_first |= torch.rand(idx.shape, device=idx.device) < self.config.cut
         position = torch.arange(idx.shape[1], device=idx.device)
         return position.where(is_first, 0).cummax(1).values
+
+    def embed(self, idx, begin, start=0):
+        """The vectors of the tokens from `start` on, each with that of its place in its tweet added:
+        idx (B, T) and begin, from tweet_starts(), (B, T) -> (B, T - start, C)."""
+        T = idx.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
+        place = torch.arange(T, device=idx.device) - begin
+        return self.drop(self.vocabulary.embed(self.noise(idx[:, start:])) + self.wpe(place[:, start:]))
+
+    def mask(self, begin, start=0):
+        """What each token from `start` on may look at: itself and those before it, back to where its tweet
+        begins. begin: (B, T) -> boolean, (B, 1, T - start, T)."""
+        position = torch.arange(begin.shape[1], device=begin.device)
+        mask = (position >= begin[:, start:, None]) & (position <= position[start:, None])
+        return mask[:, None]  # the same for all heads
 
     # --- looking inside -------------------------------------------------------------------------------
 
@@ -282,8 +285,8 @@ class GPT(nn.Module):
     @torch.no_grad()
     def attention_maps(self, idx):
         """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T); rows sum to 1."""
-        x, mask = self.enter(idx)
-        maps = []
+        begin = self.tweet_starts(idx)
+        x, mask, maps = self.embed(idx, begin), self.mask(begin), []
         for block in self.h:
             q, k, _ = block.attn.queries_keys_values(block.ln_1(x))
             maps.append(block.attn.attention(q, k, mask))
@@ -355,7 +358,7 @@ class GPT(nn.Module):
         path = pathlib.Path(path)
         try:
             saved = dict(torch.load(path, map_location="cpu", weights_only=True))
-            model = cls(GPTConfig(**saved["config"]), saved["tokens"], saved["tables"])
+            model = cls(GPTConfig(**saved["config"]), saved["tokens"].long(), saved["tables"])
             model.load_state_dict(saved["model"])
             model.notes = dict(saved["notes"])
         except FileNotFoundError:
@@ -363,7 +366,7 @@ class GPT(nn.Module):
             if (earlier / path.name).exists():
                 fix += f", or take the run before: --out_dir={earlier}"
             raise UserError(f"there is no checkpoint {path}; {fix}") from None
-        except UNUSABLE as error:
+        except Exception as error:  # torch fails in many ways on damaged files
             why = str(error).split("\n")[0]
             raise UserError(f"{path} is cut off or no checkpoint of this version: {why}") from None
         return model.to(device).eval()
@@ -411,6 +414,36 @@ class GPT(nn.Module):
             yield name.removeprefix("vocabulary."), parameter.t() if is_transposed else parameter
 
 
+def choose(logits, temperature, top_k, top_p, min_p, generator):
+    """Draw a token for each row: logits (B, V) -> (B, 1). Raises UserError if they are not finite.
+
+    Logits are divided by `temperature` (0 takes the likeliest); then one is drawn among those that are in
+    the `top_k` likeliest (None or 0 for all), in the smallest set of these whose probability reaches `top_p`
+    (Holtzman et al. 2020), and at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
+    """
+    best = logits.amax(-1, keepdim=True)
+    if not bool(best.isfinite().all()):
+        raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    least = torch.full_like(best, -math.inf)  # the logit from which on a token may be drawn
+    if top_k or top_p < 1:
+        ranked = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1])).values
+        probs = ((ranked - best) / temperature).exp()
+        before = (probs.cumsum(-1) - probs) / probs.sum(-1, keepdim=True)  # what the likelier ones have
+        least = ranked.where(before < top_p, math.inf).amin(-1, keepdim=True)
+    if min_p:
+        least = least.maximum(best + temperature * math.log(min_p))
+    ids = (logits.amax(0) >= least.min()).nonzero()[:, 0]  # for speed: no row may draw any other
+    logits = logits.index_select(1, ids)
+    probs = ((logits - best) / temperature).exp() * (logits >= least)
+    cumulative = probs.cumsum(-1)
+    # the first token whose cumulative probability exceeds a uniform draw; faster than torch.multinomial
+    draw = torch.rand(len(logits), 1, generator=generator, device=logits.device)
+    drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
+    return ids[drawn.clamp(max=len(ids) - 1)]  # rounding must not step past the last one
+
+
 def choose_device(name):
     """The torch.device called `name`, or for "auto" a GPU if one is here; UserError if it is not."""
     if name == "auto":
@@ -421,36 +454,6 @@ def choose_device(name):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
-
-
-def choose(logits, temperature, top_k, top_p, min_p, generator):
-    """Draw a token for each row: logits (B, V) -> (B, 1). Raises UserError if they are not finite.
-
-    Logits are divided by `temperature` (0 takes the likeliest); then one is drawn among those that are in
-    the `top_k` likeliest (None or 0 for all), in the smallest set whose probability reaches `top_p` (Holtzman
-    et al. 2020), and at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
-    """
-    best = logits.amax(-1, keepdim=True)
-    if not bool(best.isfinite().all()):
-        raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    if min_p and top_p == 1:  # for speed alone: go on with the few hundred ids that some row may draw
-        least = best.min() + temperature * (math.log(min_p) - 1e-3)  # a bit less: rounding is decided below
-        ids = ids[logits.amax(0) >= least]
-        logits = logits[:, ids]
-    probs = ((logits - best) / temperature).exp()  # relative to that of the likeliest
-    if top_k or top_p < 1:
-        ranked, order = probs.topk(min(top_k or probs.shape[-1], probs.shape[-1]))
-        before = (ranked.cumsum(-1) - ranked) / ranked.sum(-1, keepdim=True)
-        probs = torch.zeros_like(probs).scatter(-1, order, ranked * (before < top_p))
-    probs = probs * (probs >= min_p)
-    # the first token whose cumulative probability exceeds a uniform draw; faster than torch.multinomial
-    cumulative = probs.cumsum(-1)
-    draw = torch.rand(len(probs), 1, generator=generator, device=probs.device)
-    drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
-    return ids[drawn.clamp(max=len(ids) - 1)]  # rounding must not step past the last one
 
 
 # --- for a small corpus: noise ---------------------------------------------------------------------
