@@ -211,7 +211,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     whole = losses_of(flag)
     signal_at(monkeypatch, at, number)
     stopped = train(flag)
-    stopped_seconds = GPT.load(out / "last.pt").notes["elapsed"]
+    stopped_seconds = GPT.load(out / "last.pt").notes["seconds"]
     assert stopped.code == 128 + number
     told, _, again = stopped.out.splitlines()[-1].partition("; to continue: ")
     assert told == f"stopped at iteration {at}"
@@ -296,11 +296,25 @@ def test_what_cannot_be_done_is_told_and_an_earlier_run_is_left(
     assert snapshot(finished) == before
 
 
-def test_noise_falls_to_nothing_over_the_last_part_of_a_run():
-    settings = train_module.Settings(noise=0.5, noise_fall=0.25)
-    strengths = [train_module.noise_strength_at(iteration, 8, settings) for iteration in range(8)]
-    assert strengths == [1.0] * 7 + [0.5]
-    assert train_module.noise_strength_at(7, 8, dataclasses.replace(settings, noise_fall=0.0)) == 1.0
+@pytest.fixture
+def new_run(trained, prepared):
+    """A Run with the flags of `trained`, and more, and the data that it trains on."""
+
+    def make(*flags):
+        flags = [*trained.flags, f"--data_dir={prepared.folder}", *flags]
+        settings = load_settings(train_module.Settings, flags)
+        data, _, _ = train_module.load_data(settings)
+        return train_module.Run(settings, train_module.make_model(settings, data), torch.device("cpu")), data
+
+    return make
+
+
+@pytest.mark.parametrize("noise_fall, last", [(0.25, 0.5), (0, 1.0)])
+def test_noise_falls_to_nothing_over_the_last_part_of_a_run(new_run, noise_fall, last):
+    run, _ = new_run(f"--noise_fall={noise_fall}")
+    for run.iteration in range(8):
+        train_module.set_noise(run)
+        assert run.model.noise.strength.item() == (last if run.iteration == 7 else 1.0)
 
 
 def test_what_is_kept_from_before_the_noise_fell_is_that_network(trained, train, tmp_path, monkeypatch):
@@ -313,12 +327,9 @@ def test_what_is_kept_from_before_the_noise_fell_is_that_network(trained, train,
     torch.testing.assert_close(early, halves, rtol=0, atol=0)
 
 
-def test_where_a_float16_gradient_overflows_no_weight_moves(trained, prepared, monkeypatch):
+def test_where_a_float16_gradient_overflows_no_weight_moves(new_run):
     """One block's gradient that is no number must not reach any other weight, nor the optimizers' state."""
-    flags = [*trained.flags, f"--data_dir={prepared.folder}", "--dtype=float16"]
-    settings = load_settings(train_module.Settings, flags)
-    data, _, _ = train_module.load_data(settings)
-    run = train_module.Run(settings, data, torch.device("cpu"))
+    run, data = new_run("--dtype=float16")
     run.model.h[0].mlp.c_fc.weight.register_hook(lambda grad: grad * math.nan)
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     train_module.train_step(run, run.model, data)
