@@ -10,12 +10,9 @@
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
 
-Read it from the top: attention, MLP, block and vocabulary, then the GPT that holds them, writes text and is
-saved. That is GPT-2, and a reader may stop there. What a small corpus needs comes last: noise, and a
-vocabulary in which rare tokens share what they learn.
-
 Names are GPT-2's: wte and wpe embed tokens and positions, h are the blocks, ln is a LayerNorm, c_attn makes
-queries, keys and values, c_fc widens, c_proj maps back to C channels.
+queries, keys and values, c_fc widens, c_proj maps back to C channels. What a small corpus needs comes last:
+noise, and a vocabulary in which rare tokens share what they learn; a reader of GPT-2 may stop before.
 """
 
 import dataclasses
@@ -24,7 +21,6 @@ import pathlib
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -487,7 +483,7 @@ class Noise(nn.Module):
         return drawn.where(is_replaced, idx)
 
 
-# --- for a small corpus: what the texts of the tokens tell ----------------------------------------
+# --- for a small corpus: its vocabulary -----------------------------------------------------------
 
 MAX_PIECES = 24  # of a token's spelling
 
@@ -497,20 +493,22 @@ def token_tables(texts, spelling):
 
     texts: the text of each id; spelling: the size of the hash table of spelling vectors, or 0. Returns
     {"look": (V,), "word": (V,), "pieces": (V, MAX_PIECES)} of integers; a piece is the place of its vector in
-    the table, and 0 fills up.
+    the table, and 0 fills up. Without spelling, there are no pieces.
     """
-    looks, words = {}, {}
-    look, word = np.zeros((2, len(texts)), np.int32)
-    pieces = np.zeros((len(texts), MAX_PIECES if spelling else 0), np.int16)
+    looks, words = {}, {}  # the number of each
+    look, word, pieces = [], [], []
     for token, text in enumerate(texts):
-        bare = text.strip().casefold()
-        word[token] = words.setdefault(bare, len(words))
         rank = int(math.log2(token / 300 + 1))  # of GPT-2's merges: what is frequent in English is low
-        look[token] = looks.setdefault((letter_kind(text), rank), len(looks))
+        look.append(looks.setdefault((letter_kind(text), rank), len(looks)))
+        word.append(words.setdefault(text.strip().casefold(), len(words)))
         if spelling:
             found = [1 + zlib.crc32(piece.encode()) % spelling for piece in spell(text)[:MAX_PIECES]]
-            pieces[token, : len(found)] = found
-    return {name: torch.from_numpy(x) for name, x in (("look", look), ("word", word), ("pieces", pieces))}
+            pieces.append(found + [0] * (MAX_PIECES - len(found)))
+    return {
+        "look": torch.tensor(look, dtype=torch.int32),
+        "word": torch.tensor(word, dtype=torch.int32),
+        "pieces": torch.tensor(pieces, dtype=torch.int16),
+    }
 
 
 def letter_kind(text):
@@ -536,9 +534,6 @@ def spell(text):
     framed = f"<{text.strip().casefold()}>"
     grams = [framed[at : at + size] for size in (3, 4, 5) for at in range(len(framed) - size + 1)]
     return [f"letters {letter_kind(text)}", f"word {framed}", *grams]
-
-
-# --- for a small corpus: its vocabulary -----------------------------------------------------------
 
 
 def shared_rows(counts, tables):
@@ -608,21 +603,21 @@ class SmallVocabulary(nn.Module):
         share_of_once = 2 * twice / (once + 2 * twice)
         log_odds = torch.zeros(len(rows))
         log_odds[: self.n_shared] = math.log((once + 2 * twice) / once)
-        pieces = tables["pieces"].int()
         derived = {
             "own": own,  # the ids with rows of their own
             "row_of": row_of,  # (V,)
             "log_share": shares_within_rows(row_of, counts, share_of_once),  # (V,)
             "log_odds": log_odds,  # (rows,)
-            "pieces": pieces,  # (V, MAX_PIECES)
-            "scale": (pieces > 0).sum(1, keepdim=True).clamp(min=1).rsqrt(),  # (V, 1)
+            "pieces": tables["pieces"].int(),  # (V, MAX_PIECES)
         }
         for name, table in derived.items():
             self.register_buffer(name, table, persistent=False)  # made anew when a checkpoint is loaded
 
     def spelled(self, ids):
         """The sum of the vectors of each id's n pieces, over sqrt(n): (n,) -> (n, C)."""
-        return self.spell(self.pieces[ids]) * self.scale[ids]
+        pieces = self.pieces[ids]
+        n = (pieces > 0).sum(1, keepdim=True)
+        return self.spell(pieces) * n.rsqrt()
 
     def embed(self, idx):
         """(B, T) -> (B, T, C)."""

@@ -37,6 +37,8 @@ from config import (
     written_whole,
 )
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -71,10 +73,7 @@ class Settings:
     patience: int = setting(0, "stop after so many evaluations without a better one; 0 for never", low=0)
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …", group="the machine")
-    dtype: str = setting(
-        "auto", "of matrix products: float32, bfloat16, float16; auto picks the fastest",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )  # fmt: skip
+    dtype: str = setting("auto", "float32, bfloat16 or float16; auto: the fastest here", choices=DTYPES)
     compile: bool = setting(False, "use torch.compile: slow to start, then faster on a GPU")
     seed: int = setting(1337, "of everything random", low=0, high=10**18)
 
@@ -103,7 +102,10 @@ def main(settings):
         run = resume(settings, train_data, device)
     else:
         run = Run(settings, make_model(settings, train_data), device)
-    check_writable(settings.out_dir)
+    pathlib.Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(
+        dir=settings.out_dir
+    ).close()  # if it cannot be written to, fail now, not at the end
     n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     print(f"device {device}, dtype {run.dtype}; {n_parameters:,} parameters")
     n_epochs = f"{run.max_iters / run.iters_per_epoch:.1f} epochs"
@@ -116,6 +118,7 @@ def main(settings):
     while True:
         if is_due(run):
             began = time.perf_counter()
+            # all processes evaluate all of it; the mean, so that rounding cannot make them decide differently
             val_loss = mean_over_processes(evaluate(run.model, val_data))
             bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / val_bytes
             record(run, val_loss, bits_per_byte, time.perf_counter() - began)
@@ -139,10 +142,8 @@ def main(settings):
     if signals:
         stop(run, signals[0])
     best = best_of(run.history)
-    print(
-        f"best val loss {best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte, "
-        f"at iteration {best['iter']:,}: {pathlib.Path(settings.out_dir) / 'best.pt'}"
-    )
+    loss = f"{best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte"
+    print(f"best val loss {loss}, at iteration {best['iter']:,}: {pathlib.Path(settings.out_dir, 'best.pt')}")
     where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
     print(f"next: {command('sample.py', *where)}")
 
@@ -180,10 +181,8 @@ def load_data(settings):
     if not val_bytes:
         raise UserError(f"{folder}/val.bin holds no tweet; use a few hundred tweets or more")
     if len(train_data) <= settings.block_size:
-        raise UserError(
-            f"{folder}/train.bin holds {len(train_data)} tokens, too few for a window; "
-            f"use more tweets or a block_size below {settings.block_size}"
-        )
+        why = f"{folder}/train.bin holds {len(train_data)} tokens, too few for a window"
+        raise UserError(f"{why}; use more tweets or a block_size below {settings.block_size}")
     return train_data, val_data, val_bytes
 
 
@@ -262,23 +261,22 @@ FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
 def resume(settings, train_data, device):
     """The Run that last.pt holds; raises UserError if it is another one than the settings describe."""
     path = pathlib.Path(settings.out_dir, "last.pt")
-    model = GPT.load(path)
+    model, refusal = GPT.load(path), f"cannot resume {path}:"
     saved, model.notes = model.notes, {}  # so that, at the end, what the optimizers copy is freed
     if "settings" not in saved:
-        why = "it holds weights only, or is of an earlier version"
-        raise UserError(f"cannot resume {path}: {why}; start anew")
+        raise UserError(f"{refusal} it holds weights only, or is of an earlier version; start anew")
     before, now = saved["settings"], dataclasses.asdict(settings)
     changed = sorted(key for key in now.keys() - FREE_TO_CHANGE if now[key] != before.get(key))
     if changed:
         why = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
-        raise UserError(f"cannot resume {path}: {why}; give the same preset and flags, or start anew")
+        raise UserError(f"{refusal} {why}; give the same preset and flags, or start anew")
     if not np.array_equal(model.tokens.numpy(), train_data):
         why = f"it was trained on other tweets than those in {settings.data_dir}"
-        raise UserError(f"cannot resume {path}: {why}; set data_dir to theirs, or start anew")
+        raise UserError(f"{refusal} {why}; set data_dir to theirs, or start anew")
     run = Run(settings, model, device)
     if saved["iteration"] > run.max_iters:
         why = f"{saved['iteration']:,} iterations are done, of {run.max_iters:,}"
-        raise UserError(f"cannot resume {path}: {why}; raise max_iters or epochs")
+        raise UserError(f"{refusal} {why}; raise max_iters or epochs")
     run.is_saved = True
     run.iteration, run.history, run.early = saved["iteration"], saved["history"], saved["early"]
     run.seconds = saved["seconds"]
@@ -308,10 +306,7 @@ def is_over(run):
 
 
 def record(run, val_loss, bits_per_byte, seconds):
-    """Add a row to the history, for an evaluation that took so many seconds.
-
-    Raises UserError if the loss is no longer finite.
-    """
+    """Add a row to the history, for an evaluation of so many seconds; UserError if the loss is no number."""
     if not math.isfinite(val_loss):
         why = f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate"
         raise UserError(f"{why}; what was saved before is as it was")
@@ -348,22 +343,20 @@ def report(run):
 
 def make_optimizers(model, settings):
     """AdamW (Loshchilov & Hutter 2019); with `muon`, Muon (Jordan et al. 2024) for the blocks' matrices."""
-    matrices, others, in_blocks = [], [], []
+    matrices, vectors, in_blocks = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
-            others.append(parameter)  # biases and LayerNorms do not decay
+            vectors.append(parameter)  # biases and LayerNorms, which do not decay
+        elif settings.muon and name.startswith("h."):
+            in_blocks.append(parameter)
         else:
-            (in_blocks if settings.muon and name.startswith("h.") else matrices).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    how = {"betas": (0.9, settings.beta2), "fused": True}
-    optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate, **how)]
-    if in_blocks:
-        # a decay of its own, whatever the rest takes
-        how = {"weight_decay": 1.0, "adjust_lr_fn": "match_rms_adamw"}
-        optimizers.append(torch.optim.Muon(in_blocks, lr=settings.learning_rate, **how))
+            matrices.append(parameter)
+    lr, decay = settings.learning_rate, settings.weight_decay
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, settings.beta2), fused=True)]
+    if settings.muon:
+        how = {"weight_decay": 1.0, "adjust_lr_fn": "match_rms_adamw"}  # a decay of its own
+        optimizers.append(torch.optim.Muon(in_blocks, lr=lr, **how))
     return optimizers
 
 
@@ -411,10 +404,11 @@ def train_step(run, model, data, rank=0, world_size=1):
             # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
             scaler.scale(loss / n_batches).backward()
         total += loss.detach() / n_batches
+    lr = learning_rate_at(run.iteration, run.max_iters, settings)
     for optimizer in run.optimizers:
         scaler.unscale_(optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(run.iteration, run.max_iters, settings)
+            group["lr"] = lr
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
     # a scale that was too large for float16 shows in the norm: then no optimizer steps, and the scale shrinks
     if not scaler.is_enabled() or norm.isfinite():
@@ -444,14 +438,14 @@ def evaluate(model, data, batch_size=32):
     n_targets, stride = len(data) - 1, block_size // 2
     n_windows = math.ceil(max(n_targets - block_size, 0) / stride) + 1
     to_fill = (n_windows - 1) * stride + block_size - n_targets  # of the last window
-    tokens = as_tensor(data)
+    tokens = as_tensor(data).to(device)
     idx = F.pad(tokens[:-1], (0, to_fill)).unfold(0, block_size, stride)  # (n_windows, block_size)
     targets = F.pad(tokens[1:], (0, to_fill), value=-1).unfold(0, block_size, stride).clone()
     targets[1:, :-stride] = -1  # the window before scores them
     total = 0.0
     for x, y in zip(idx.split(batch_size), targets.split(batch_size), strict=True):
-        hidden, is_scored = model.hidden_states(x.to(device)), y >= 0
-        total += model.vocabulary.loss(hidden[is_scored.to(device)], y[is_scored].to(device)).sum().item()
+        hidden, is_scored = model.hidden_states(x), y >= 0
+        total += model.vocabulary.loss(hidden[is_scored], y[is_scored]).sum().item()
     return total / n_targets
 
 
@@ -494,13 +488,6 @@ def save(run):
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict(),
     )
-
-
-def check_writable(out_dir):
-    """Make the folder if need be; fail now if it cannot be written to, not after minutes of training."""
-    pathlib.Path(out_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out_dir):
-        pass
 
 
 def set_aside(out_dir):
@@ -575,10 +562,8 @@ def join_processes(settings):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if settings.batch_size % world_size:
-        raise UserError(
-            f"batch_size: {settings.batch_size} windows cannot be split evenly among {world_size} processes; "
-            f"use a multiple of {world_size}"
-        )
+        why = f"{settings.batch_size} windows cannot be split evenly among {world_size} processes"
+        raise UserError(f"batch_size: {why}; use a multiple of {world_size}")
     if rank:
         sys.stdout = io.StringIO()  # the first process prints
     return device, rank, world_size
@@ -597,9 +582,8 @@ def choose_dtype(device):
     """The fastest dtype for this device; bfloat16 is slow on a CPU without instructions for it."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    has = torch.cpu.get_capabilities()
-    has_bfloat16 = has.get("avx512_bf16") or has.get("amx_bf16")
-    return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
 
 @contextlib.contextmanager
