@@ -82,10 +82,8 @@ class CausalSelfAttention(nn.Module):
         return [part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=-1)]
 
     def attention(self, q, k, mask):
-        """How much each of the T tokens of q looks at each of the S of k: (B, n_head, T, S); rows sum to 1.
-
-        mask: what each may look at, boolean, (B, 1, T, S).
-        """
+        """How much each of the T tokens of q looks at each of the S of k, those that mask (B, 1, T, S) lets
+        it: (B, n_head, T, S); rows sum to 1."""
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         return scores.masked_fill(~mask, -math.inf).softmax(-1)
 
@@ -210,11 +208,12 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / scale)
             elif name.startswith("h.") and name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        # what a small corpus needs, and what is kept beside the weights
         self.noise = Noise(config, tokens) if config.noise else nn.Identity()
         tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens
         self.register_buffer("tokens", tokens, persistent=False)
         self.tables = tables
-        self.notes = {}  # what load() finds beside the weights
+        self.notes = {}
 
     def forward(self, idx, targets=None):
         """Predict, at each position, the next token.
@@ -231,11 +230,8 @@ class GPT(nn.Module):
         return None, losses.sum() / (targets >= 0).sum()
 
     def hidden_states(self, idx, cache=None, start=0):
-        """The last block's output, normalised: (B, T) -> (B, T - start, C).
-
-        idx holds all tokens so far; those from `start` on are computed, the others' keys and values are in
-        `cache`.
-        """
+        """The last block's output, normalised, for the tokens from `start` on: (B, T) -> (B, T - start, C).
+        Where start is not 0, `cache` holds the keys and values of those before."""
         begin = self.tweet_starts(idx)
         x, mask = self.embed(idx, begin, start), self.mask(begin, start)
         for layer, block in enumerate(self.h):
@@ -269,8 +265,6 @@ class GPT(nn.Module):
         mask = (position >= begin[:, start:, None]) & (position <= position[start:, None])
         return mask[:, None]  # the same for all heads
 
-    # --- looking inside -------------------------------------------------------------------------------
-
     @torch.no_grad()
     def log_probs(self, idx):
         """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
@@ -288,8 +282,6 @@ class GPT(nn.Module):
             maps.append(block.attn.attention(q, k, mask))
             x = block(x, mask)
         return torch.stack(maps)
-
-    # --- from probabilities to text ---------------------------------------------------------------
 
     @torch.inference_mode()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, banned=(),
@@ -328,13 +320,9 @@ class GPT(nn.Module):
                 begin, start = end + 1 - max(size // 2, 1), 0
         return text
 
-    # --- from and to files ------------------------------------------------------------------------
-
     def save(self, path, **notes):
-        """Write config, weights and what the tables are made from to `path`, whole or not at all.
-
-        notes: plain values, tensors, and lists and dictionaries of these, kept beside the weights.
-        """
+        """Write all that load() needs to `path`, whole or not at all; beside it notes: plain values, tensors,
+        and lists and dictionaries of these."""
         saved = {
             "config": dataclasses.asdict(self.config),
             "model": {name: tensor.float() for name, tensor in self.state_dict().items()},
@@ -347,10 +335,8 @@ class GPT(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """Read what `save` wrote, running no code from it; `model.notes` holds the notes.
-
-        Raises UserError if there is no such file, or if it is damaged or something else.
-        """
+        """Read what save() wrote, running no code from it; `model.notes` holds the notes. Raises UserError if
+        there is no such file, or if it is damaged or something else."""
         path = pathlib.Path(path)
         try:
             saved = dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -572,12 +558,11 @@ class SmallVocabulary(nn.Module):
     """For a small corpus, in which most ids never occur: a row of `wte` for each id seen twice or more, and
     shared rows for the rest, by look. It has Vocabulary's methods.
 
-    The tokens that were seen once share a row with those that look alike, also those never seen, and so
-    teach where new tokens are likely, and of which look. How likely follows from Good and Turing (Good 1953,
-    "The Population Frequencies of Species"): if N1 tokens occur once in the training data and N2 twice, as
-    much new text holds 2 * N2 of the former and N1 tokens that never occurred. So outside of training the
-    odds of a rare token are (N1 + 2 * N2) / N1 times what training makes them: the log of that is added to
-    the scores of the shared rows. Within a row, `log_share` says how it is divided.
+    Those seen once share a row with those never seen that look alike, and so teach where new tokens are
+    likely, and of which look. How likely follows from Good and Turing (Good 1953, "The Population Frequencies
+    of Species"): if N1 tokens occur once in the training data and N2 twice, as much new text holds 2 * N2 of
+    the former and N1 tokens that never occurred. So outside of training the odds of a shared row are
+    (N1 + 2 * N2) / N1 times what training makes them.
 
     For example, let " rocket" occur nine times, " Rockets" once and " Jets" never, of which the last two look
     alike. Then " rocket" has a row of its own. The others share one, which training makes as likely as tokens
