@@ -385,7 +385,7 @@ class GPT(nn.Module):
             raise UserError(f"block_size: {name_or_path} has no more than {config.n_positions} positions")
         weights = theirs.transformer.state_dict()
         for name, parameter in model.gpt2_parameters():
-            parameter.copy_(weights[name][: len(parameter)])
+            parameter.copy_(weights[name][: len(parameter)])  # of wpe the first block_size
         return model.eval()
 
     def gpt2_parameters(self):
@@ -580,10 +580,6 @@ class SmallVocabulary(nn.Module):
         self.wte = nn.Embedding(len(rows), config.n_embd)
         # where the scores start: the log of how frequent each row is, where 0 counts as a half
         self.bias = nn.Parameter((rows.clamp(min=0.5) / rows.sum()).log())
-        self.spell = None
-        if config.spelling:
-            self.spell = nn.EmbeddingBag(config.spelling + 1, config.n_embd, mode="sum", padding_idx=0)
-
         once, twice = (max(1, int((counts == n).sum())) for n in (1, 2))
         share_of_once = 2 * twice / (once + 2 * twice)
         log_odds = torch.zeros(len(rows))
@@ -593,16 +589,18 @@ class SmallVocabulary(nn.Module):
             "row_of": row_of,  # (V,)
             "log_share": shares_within_rows(row_of, counts, share_of_once),  # (V,)
             "log_odds": log_odds,  # (rows,)
-            "pieces": tables["pieces"].int(),  # (V, MAX_PIECES)
         }
+        self.spell = None
+        if config.spelling:
+            self.spell = nn.EmbeddingBag(config.spelling + 1, config.n_embd, mode="sum", padding_idx=0)
+            derived["pieces"] = tables["pieces"].int()  # (V, MAX_PIECES)
+            derived["scale"] = (derived["pieces"] > 0).sum(1, keepdim=True).rsqrt()  # (V, 1)
         for name, table in derived.items():
             self.register_buffer(name, table, persistent=False)  # made anew when a checkpoint is loaded
 
     def spelled(self, ids):
         """The sum of the vectors of each id's n pieces, over sqrt(n): (n,) -> (n, C)."""
-        pieces = self.pieces[ids]
-        n = (pieces > 0).sum(1, keepdim=True)
-        return self.spell(pieces) * n.rsqrt()
+        return self.spell(self.pieces[ids]) * self.scale[ids]
 
     def embed(self, idx):
         """(B, T) -> (B, T, C)."""
