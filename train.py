@@ -294,7 +294,7 @@ def best_of(history):
 
 
 def is_due(run):
-    """Whether to evaluate now, unless that is done."""
+    """Whether to evaluate now; not if that was done before the run was stopped."""
     is_time = run.iteration % run.eval_interval == 0 or run.iteration == run.max_iters
     return is_time and (not run.history or run.history[-1]["iter"] != run.iteration)
 
@@ -310,8 +310,8 @@ def record(run, val_loss, bits_per_byte, seconds):
     if not math.isfinite(val_loss):
         why = f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate"
         raise UserError(f"{why}; what was saved before is as it was")
-    last = run.history[-1] if run.history else {"iter": 0, "elapsed_seconds": 0.0}
-    n_new = run.iteration - last["iter"]
+    before = run.history[-1] if run.history else {"iter": 0, "elapsed_seconds": 0.0}
+    n_new = run.iteration - before["iter"]
     row = {
         "iter": run.iteration,
         "epoch": run.iteration / run.iters_per_epoch,
@@ -320,7 +320,7 @@ def record(run, val_loss, bits_per_byte, seconds):
         "bits_per_byte": bits_per_byte,
         "lr": learning_rate_at(run.iteration, run.max_iters, run.settings),
         "tokens_per_second": n_new * run.tokens_per_iter / max(run.seconds, 1e-9),
-        "elapsed_seconds": last["elapsed_seconds"] + run.seconds + seconds,
+        "elapsed_seconds": before["elapsed_seconds"] + run.seconds + seconds,
     }
     run.history.append(row)
     run.loss_sum.zero_()

@@ -86,8 +86,7 @@ def best_of(rows):
 
 
 def check_same(a, b):
-    """The weights of two runs, also those from before the noise fell, and float16's scaler of gradients, too
-    coarse to show in the losses."""
+    """The weights of two runs, also those from before the noise fell, and float16's scaler."""
     for name in ("best.pt", "last.pt"):
         one, other = GPT.load(a / name), GPT.load(b / name)
         torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
@@ -222,9 +221,8 @@ def test_a_compiled_run_gives_the_same_losses(losses_of, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dtype, number, at",
+    "dtype, number, at",  # 4 is an evaluation, 6 is between two
     [("float32", signal.SIGINT, 4), ("bfloat16", signal.SIGTERM, 6), ("float16", signal.SIGTERM, 6)],
-    ids=["at an evaluation", "between two", "with a scaler"],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     train, losses_of, command, tmp_path, read_losses, monkeypatch, dtype, number, at
@@ -234,9 +232,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     signal_at(monkeypatch, at, number)
     stopped = train(flag)
     seconds_before = GPT.load(out / "last.pt").notes["seconds"]
-    assert stopped.code == 128 + number
     told, _, again = stopped.out.splitlines()[-1].partition("; to continue: ")
-    assert told == f"stopped at iteration {at}"
+    assert (stopped.code, told) == (128 + number, f"stopped at iteration {at}")
     resumed = command(*shlex.split(again)[1:])
     assert resumed.code == 0 and "iter     0" not in resumed.out, resumed.err
     rows = read_losses(out)
@@ -276,9 +273,7 @@ HARM = {
     [
         ("--block_size=100000", "train.bin .*too few.* block_size"),
         ("--n_embd=15", "n_embd .*15.* n_head"),
-        ("--device=nonsense", "device.* 'nonsense'"),
         ("--compact_vocab=False --spelling=8", "spelling .*compact_vocab"),
-        ("--epochs=0", "epochs: 0.0 is not between 0.001"),
         ("--out_dir=/dev/null/out", "/dev/null"),
         ("--data_dir=no/such/folder", "no/such/folder.*prepare.py"),
         ("--data_dir=OUT/data  # odd train.bin", "train.bin.*prepare.py"),
