@@ -298,9 +298,9 @@ class GPT(nn.Module):
         shape = (config.n_layer, 2, B, config.n_head, size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
         text = F.pad(idx, (0, max_new_tokens), value=END_OF_TEXT)
-        rows = torch.arange(B, device=idx.device)  # those that are computed, and whether they have ended
-        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        begin, start = max(T - size, 0), 0  # of the window; how many of its tokens the cache holds
+        rows = torch.arange(B, device=idx.device)  # of text, those that are computed
+        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)  # which of these have ended
+        begin, start = max(T - size, 0), 0  # where the window begins; how many of its tokens are in the cache
         for end in range(T, T + max_new_tokens):
             hidden = self.hidden_states(text[rows, begin:end], cache, start)[:, -1]  # (rows, C)
             logits = self.vocabulary.logits(hidden, scorers)  # (rows, V)
@@ -580,6 +580,7 @@ class SmallVocabulary(nn.Module):
         self.wte = nn.Embedding(len(rows), config.n_embd)
         # where the scores start: the log of how frequent each row is, where 0 counts as a half
         self.bias = nn.Parameter((rows.clamp(min=0.5) / rows.sum()).log())
+        # Good and Turing, as above
         once, twice = (max(1, int((counts == n).sum())) for n in (1, 2))
         share_of_once = 2 * twice / (once + 2 * twice)
         log_odds = torch.zeros(len(rows))

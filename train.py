@@ -211,7 +211,7 @@ def get_batch(data, settings, iteration, device, part=0, n_parts=1):
 
 
 class Run:
-    """A model in training: how it is trained, and what changes, which last.pt holds."""
+    """A model in training: what follows from the settings, then what changes, all of which last.pt holds."""
 
     def __init__(self, settings, model, device):
         self.settings, self.device, self.model = settings, device, model.to(device)
@@ -434,19 +434,16 @@ def evaluate(model, data, batch_size=32):
                     . . i .
     """
     model.eval()
-    block_size, device = model.config.block_size, model.wpe.weight.device
-    n_targets, stride = len(data) - 1, block_size // 2
-    n_windows = math.ceil(max(n_targets - block_size, 0) / stride) + 1
-    to_fill = (n_windows - 1) * stride + block_size - n_targets  # of the last window
-    tokens = as_tensor(data).to(device)
-    idx = F.pad(tokens[:-1], (0, to_fill)).unfold(0, block_size, stride)  # (n_windows, block_size)
-    targets = F.pad(tokens[1:], (0, to_fill), value=-1).unfold(0, block_size, stride).clone()
+    block_size, stride = model.config.block_size, model.config.block_size // 2
+    tokens = as_tensor(data).to(model.wpe.weight.device)
+    idx = F.pad(tokens[:-1], (0, block_size)).unfold(0, block_size, stride)  # (windows, block_size)
+    targets = F.pad(tokens[1:], (0, block_size), value=-1).unfold(0, block_size, stride).clone()
     targets[1:, :-stride] = -1  # the window before scores them
-    total = 0.0
-    for x, y in zip(idx.split(batch_size), targets.split(batch_size), strict=True):
+    is_needed, total = (targets >= 0).any(1), 0.0
+    for x, y in zip(idx[is_needed].split(batch_size), targets[is_needed].split(batch_size), strict=True):
         hidden, is_scored = model.hidden_states(x), y >= 0
         total += model.vocabulary.loss(hidden[is_scored], y[is_scored]).sum().item()
-    return total / n_targets
+    return total / (len(data) - 1)
 
 
 def some_tweet(model, seed):
