@@ -207,11 +207,11 @@ def get_batch(data, settings, iteration, device, part=0, n_parts=1):
     return windows[:, :-1].to(device), windows[:, 1:].to(device)
 
 
-# --- the run ---------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
 class Run:
-    """A model in training: what follows from the settings, then what changes, all of which last.pt holds."""
+    """A model in training: what follows from the settings, then what changes, which last.pt holds."""
 
     def __init__(self, settings, model, device):
         self.settings, self.device, self.model = settings, device, model.to(device)
@@ -338,7 +338,7 @@ def report(run):
     return text + "  *best" * (row is best_of(run.history) and row["iter"] > 0)
 
 
-# --- optimization ---------------------------------------------------------------------------------
+# --- training and evaluating ----------------------------------------------------------------------
 
 
 def make_optimizers(model, settings):
