@@ -103,9 +103,7 @@ def main(settings):
     else:
         run = Run(settings, make_model(settings, train_data), device)
     pathlib.Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(
-        dir=settings.out_dir
-    ).close()  # if it cannot be written to, fail now, not at the end
+    tempfile.TemporaryFile(dir=settings.out_dir).close()  # where none can be written, fail now
     n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     print(f"device {device}, dtype {run.dtype}; {n_parameters:,} parameters")
     n_epochs = f"{run.max_iters / run.iters_per_epoch:.1f} epochs"

@@ -170,7 +170,8 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(model, how, allowed):
 
 @pytest.mark.parametrize("how", [(0, 1.0, 0.2), (3, 1.0, 0.0), (0, 0.8, 0.0), (9, 0.9, 0.1)], ids=str)
 def test_each_row_is_drawn_as_if_alone(how):
-    logits, (together, alone) = 2 * torch.randn(400, V), (torch.Generator().manual_seed(1) for _ in "12")
+    together, alone = (torch.Generator().manual_seed(1) for _ in range(2))
+    logits = 2 * torch.randn(400, V, generator=torch.Generator().manual_seed(2))
     rows = [choose(row[None], 0.9, *how, alone) for row in logits]
     assert torch.equal(choose(logits, 0.9, *how, together), torch.cat(rows))
 
