@@ -10,22 +10,17 @@
 
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
 
-Read it from the top: attention, MLP, block and vocabulary, then the GPT that holds them, writes text and is
-saved. That is GPT-2, and a reader may stop there. What a small corpus needs comes last: noise, and a
-vocabulary in which rare tokens share what they learn.
-
 Names are GPT-2's: wte and wpe embed tokens and positions, h are the blocks, ln is a LayerNorm, c_attn makes
-queries, keys and values, c_fc widens, c_proj maps back to C channels.
+queries, keys and values, c_fc widens, c_proj maps back to C channels. What a small corpus needs comes last:
+noise, and a vocabulary in which rare tokens share what they learn; a reader of GPT-2 may stop before.
 """
 
 import dataclasses
 import math
 import pathlib
-import pickle
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -87,10 +82,8 @@ class CausalSelfAttention(nn.Module):
         return [part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=-1)]
 
     def attention(self, q, k, mask):
-        """How much each of the T tokens of q looks at each of the S of k: (B, n_head, T, S); rows sum to 1.
-
-        mask: what each may look at, boolean, (B, 1, T, S).
-        """
+        """How much each of the T tokens of q looks at each of the S of k, those that mask (B, 1, T, S) lets
+        it: (B, n_head, T, S); rows sum to 1."""
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         return scores.masked_fill(~mask, -math.inf).softmax(-1)
 
@@ -187,25 +180,19 @@ def cross_entropy(hidden, scorers, targets):
 
 # --- the model ------------------------------------------------------------------------------------
 
-# what torch and Python raise for a file that is no checkpoint, or that does not fit its own config
-UNUSABLE = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OSError),
-    pickle.UnpicklingError,
-)
-
 
 class GPT(nn.Module):
-    """GPT-2: a vocabulary, positions, a stack of blocks, and a final LayerNorm."""
+    """GPT-2: a vocabulary, positions, a stack of blocks, and a final LayerNorm.
+
+    Like any module it begins in training mode, in which dropout, noise and cuts make each call different:
+    call eval() before all but training. load() and from_pretrained() have done so.
+    """
 
     def __init__(self, config, tokens=None, tables=None):
-        """tokens: (N,) uint16 or int64, those to be trained on, which `noise` and `compact_vocab` learn
-        from; tables: what token_tables() makes, for `compact_vocab`."""
+        """tokens: (N,) int64, those to be trained on, which `noise` and `compact_vocab` learn from;
+        tables: what token_tables() makes, for `compact_vocab`."""
         super().__init__()
-        self.config, self.tables = config, tables
-        self.notes = {}  # what was saved beside the weights
-        tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens.long()
-        self.register_buffer("tokens", tokens, persistent=False)
-        self.noise = Noise(config, tokens) if config.noise else nn.Identity()
+        self.config = config
         if config.compact_vocab:
             self.vocabulary = SmallVocabulary(config, tokens, tables)
         else:
@@ -221,6 +208,12 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / scale)
             elif name.startswith("h.") and name.endswith("bias"):
                 nn.init.zeros_(parameter)
+        # what a small corpus needs, and what is kept beside the weights
+        self.noise = Noise(config, tokens) if config.noise else nn.Identity()
+        tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.tables = tables
+        self.notes = {}
 
     def forward(self, idx, targets=None):
         """Predict, at each position, the next token.
@@ -237,27 +230,13 @@ class GPT(nn.Module):
         return None, losses.sum() / (targets >= 0).sum()
 
     def hidden_states(self, idx, cache=None, start=0):
-        """The last block's output, normalised: (B, T) -> (B, T - start, C).
-
-        idx holds all tokens so far; those from `start` on are computed, the others' keys and values are in
-        `cache`.
-        """
-        x, mask = self.enter(idx, start)
+        """The last block's output, normalised, for the tokens from `start` on: (B, T) -> (B, T - start, C).
+        Where start is not 0, `cache` holds the keys and values of those before."""
+        begin = self.tweet_starts(idx)
+        x, mask = self.embed(idx, begin, start), self.mask(begin, start)
         for layer, block in enumerate(self.h):
             x = block(x, mask, None if cache is None else cache[layer], start)
         return self.ln_f(x)
-
-    def enter(self, idx, start=0):
-        """The vectors of the tokens from `start` on, which enter the first block, (B, T - start, C), and what
-        these tokens may look at, (B, 1, T - start, T)."""
-        T = idx.shape[1]
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position, begin = torch.arange(T, device=idx.device), self.tweet_starts(idx)  # (T,), (B, T)
-        # of those that look, (B, T - start, 1), and of those that are seen, (T,)
-        mask = (position >= begin[:, start:, None]) & (position <= position[start:, None])
-        x = self.vocabulary.embed(self.noise(idx[:, start:])) + self.wpe((position - begin)[:, start:])
-        return self.drop(x), mask[:, None]  # the same for all heads
 
     def tweet_starts(self, idx):
         """Where the tweet of each token begins: (B, T) -> (B, T). No token looks back past that place, and
@@ -270,7 +249,21 @@ class GPT(nn.Module):
         position = torch.arange(idx.shape[1], device=idx.device)
         return position.where(is_first, 0).cummax(1).values
 
-    # --- looking inside -------------------------------------------------------------------------------
+    def embed(self, idx, begin, start=0):
+        """The vectors of the tokens from `start` on, each with that of its place in its tweet added:
+        idx (B, T) and begin, from tweet_starts(), (B, T) -> (B, T - start, C)."""
+        T = idx.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
+        place = torch.arange(T, device=idx.device) - begin
+        return self.drop(self.vocabulary.embed(self.noise(idx[:, start:])) + self.wpe(place[:, start:]))
+
+    def mask(self, begin, start=0):
+        """What each token from `start` on may look at: itself and those before it, back to where its tweet
+        begins. begin: (B, T) -> boolean, (B, 1, T - start, T)."""
+        position = torch.arange(begin.shape[1], device=begin.device)
+        mask = (position >= begin[:, start:, None]) & (position <= position[start:, None])
+        return mask[:, None]  # the same for all heads
 
     @torch.no_grad()
     def log_probs(self, idx):
@@ -282,15 +275,13 @@ class GPT(nn.Module):
     @torch.no_grad()
     def attention_maps(self, idx):
         """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T); rows sum to 1."""
-        x, mask = self.enter(idx)
-        maps = []
+        begin = self.tweet_starts(idx)
+        x, mask, maps = self.embed(idx, begin), self.mask(begin), []
         for block in self.h:
             q, k, _ = block.attn.queries_keys_values(block.ln_1(x))
             maps.append(block.attn.attention(q, k, mask))
             x = block(x, mask)
         return torch.stack(maps)
-
-    # --- from probabilities to text ---------------------------------------------------------------
 
     @torch.inference_mode()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, banned=(),
@@ -307,9 +298,9 @@ class GPT(nn.Module):
         shape = (config.n_layer, 2, B, config.n_head, size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
         text = F.pad(idx, (0, max_new_tokens), value=END_OF_TEXT)
-        rows = torch.arange(B, device=idx.device)  # those that are computed, and whether they have ended
-        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
-        begin, start = max(T - size, 0), 0  # of the window; how many of its tokens the cache holds
+        rows = torch.arange(B, device=idx.device)  # of text, those that are computed
+        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)  # which of these have ended
+        begin, start = max(T - size, 0), 0  # where the window begins; how many of its tokens are in the cache
         for end in range(T, T + max_new_tokens):
             hidden = self.hidden_states(text[rows, begin:end], cache, start)[:, -1]  # (rows, C)
             logits = self.vocabulary.logits(hidden, scorers)  # (rows, V)
@@ -329,13 +320,9 @@ class GPT(nn.Module):
                 begin, start = end + 1 - max(size // 2, 1), 0
         return text
 
-    # --- from and to files ------------------------------------------------------------------------
-
     def save(self, path, **notes):
-        """Write config, weights and what the tables are made from to `path`, whole or not at all.
-
-        notes: plain values, tensors, and lists and dictionaries of these, kept beside the weights.
-        """
+        """Write all that load() needs to `path`, whole or not at all; beside it notes: plain values, tensors,
+        and lists and dictionaries of these."""
         saved = {
             "config": dataclasses.asdict(self.config),
             "model": {name: tensor.float() for name, tensor in self.state_dict().items()},
@@ -348,14 +335,12 @@ class GPT(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """Read what `save` wrote, running no code from it; `model.notes` holds the notes.
-
-        Raises UserError if there is no such file, or if it is damaged or something else.
-        """
+        """Read what save() wrote, running no code from it; `model.notes` holds the notes. Raises UserError if
+        there is no such file, or if it is damaged or something else."""
         path = pathlib.Path(path)
         try:
             saved = dict(torch.load(path, map_location="cpu", weights_only=True))
-            model = cls(GPTConfig(**saved["config"]), saved["tokens"], saved["tables"])
+            model = cls(GPTConfig(**saved["config"]), saved["tokens"].long(), saved["tables"])
             model.load_state_dict(saved["model"])
             model.notes = dict(saved["notes"])
         except FileNotFoundError:
@@ -363,7 +348,7 @@ class GPT(nn.Module):
             if (earlier / path.name).exists():
                 fix += f", or take the run before: --out_dir={earlier}"
             raise UserError(f"there is no checkpoint {path}; {fix}") from None
-        except UNUSABLE as error:
+        except Exception as error:  # torch fails in many ways on damaged files
             why = str(error).split("\n")[0]
             raise UserError(f"{path} is cut off or no checkpoint of this version: {why}") from None
         return model.to(device).eval()
@@ -400,7 +385,7 @@ class GPT(nn.Module):
             raise UserError(f"block_size: {name_or_path} has no more than {config.n_positions} positions")
         weights = theirs.transformer.state_dict()
         for name, parameter in model.gpt2_parameters():
-            parameter.copy_(weights[name][: len(parameter)])
+            parameter.copy_(weights[name][: len(parameter)])  # of wpe the first block_size
         return model.eval()
 
     def gpt2_parameters(self):
@@ -409,6 +394,36 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             is_transposed = name.startswith("h.") and parameter.dim() == 2
             yield name.removeprefix("vocabulary."), parameter.t() if is_transposed else parameter
+
+
+def choose(logits, temperature, top_k, top_p, min_p, generator):
+    """Draw a token for each row: logits (B, V) -> (B, 1). Raises UserError if they are not finite.
+
+    Logits are divided by `temperature` (0 takes the likeliest); then one is drawn among those that are in
+    the `top_k` likeliest (None or 0 for all), in the smallest set of these whose probability reaches `top_p`
+    (Holtzman et al. 2020), and at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
+    """
+    best = logits.amax(-1, keepdim=True)
+    if not bool(best.isfinite().all()):
+        raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    least = torch.full_like(best, -math.inf)  # the logit from which on a token may be drawn
+    if top_k or top_p < 1:
+        ranked = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1])).values
+        probs = ((ranked - best) / temperature).exp()
+        before = (probs.cumsum(-1) - probs) / probs.sum(-1, keepdim=True)  # what the likelier ones have
+        least = ranked.where(before < top_p, math.inf).amin(-1, keepdim=True)
+    if min_p:
+        least = least.maximum(best + temperature * math.log(min_p))
+    ids = (logits.amax(0) >= least.min()).nonzero()[:, 0]  # for speed: no row may draw any other
+    logits = logits.index_select(1, ids)
+    probs = ((logits - best) / temperature).exp() * (logits >= least)
+    cumulative = probs.cumsum(-1)
+    # the first token whose cumulative probability exceeds a uniform draw; faster than torch.multinomial
+    draw = torch.rand(len(logits), 1, generator=generator, device=logits.device)
+    drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
+    return ids[drawn.clamp(max=len(ids) - 1)]  # rounding must not step past the last one
 
 
 def choose_device(name):
@@ -421,36 +436,6 @@ def choose_device(name):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
-
-
-def choose(logits, temperature, top_k, top_p, min_p, generator):
-    """Draw a token for each row: logits (B, V) -> (B, 1). Raises UserError if they are not finite.
-
-    Logits are divided by `temperature` (0 takes the likeliest); then one is drawn among those that are in
-    the `top_k` likeliest (None or 0 for all), in the smallest set whose probability reaches `top_p` (Holtzman
-    et al. 2020), and at least `min_p` times as likely as the likeliest (Nguyen et al. 2024).
-    """
-    best = logits.amax(-1, keepdim=True)
-    if not bool(best.isfinite().all()):
-        raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    if min_p and top_p == 1:  # for speed alone: go on with the few hundred ids that some row may draw
-        least = best.min() + temperature * (math.log(min_p) - 1e-3)  # a bit less: rounding is decided below
-        ids = ids[logits.amax(0) >= least]
-        logits = logits[:, ids]
-    probs = ((logits - best) / temperature).exp()  # relative to that of the likeliest
-    if top_k or top_p < 1:
-        ranked, order = probs.topk(min(top_k or probs.shape[-1], probs.shape[-1]))
-        before = (ranked.cumsum(-1) - ranked) / ranked.sum(-1, keepdim=True)
-        probs = torch.zeros_like(probs).scatter(-1, order, ranked * (before < top_p))
-    probs = probs * (probs >= min_p)
-    # the first token whose cumulative probability exceeds a uniform draw; faster than torch.multinomial
-    cumulative = probs.cumsum(-1)
-    draw = torch.rand(len(probs), 1, generator=generator, device=probs.device)
-    drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
-    return ids[drawn.clamp(max=len(ids) - 1)]  # rounding must not step past the last one
 
 
 # --- for a small corpus: noise ---------------------------------------------------------------------
@@ -484,7 +469,7 @@ class Noise(nn.Module):
         return drawn.where(is_replaced, idx)
 
 
-# --- for a small corpus: what the texts of the tokens tell ----------------------------------------
+# --- for a small corpus: its vocabulary -----------------------------------------------------------
 
 MAX_PIECES = 24  # of a token's spelling
 
@@ -494,20 +479,22 @@ def token_tables(texts, spelling):
 
     texts: the text of each id; spelling: the size of the hash table of spelling vectors, or 0. Returns
     {"look": (V,), "word": (V,), "pieces": (V, MAX_PIECES)} of integers; a piece is the place of its vector in
-    the table, and 0 fills up.
+    the table, and 0 fills up. Without spelling, there are no pieces.
     """
-    looks, words = {}, {}
-    look, word = np.zeros((2, len(texts)), np.int32)
-    pieces = np.zeros((len(texts), MAX_PIECES if spelling else 0), np.int16)
+    looks, words = {}, {}  # the number of each
+    look, word, pieces = [], [], []
     for token, text in enumerate(texts):
-        bare = text.strip().casefold()
-        word[token] = words.setdefault(bare, len(words))
         rank = int(math.log2(token / 300 + 1))  # of GPT-2's merges: what is frequent in English is low
-        look[token] = looks.setdefault((letter_kind(text), rank), len(looks))
+        look.append(looks.setdefault((letter_kind(text), rank), len(looks)))
+        word.append(words.setdefault(text.strip().casefold(), len(words)))
         if spelling:
             found = [1 + zlib.crc32(piece.encode()) % spelling for piece in spell(text)[:MAX_PIECES]]
-            pieces[token, : len(found)] = found
-    return {name: torch.from_numpy(x) for name, x in (("look", look), ("word", word), ("pieces", pieces))}
+            pieces.append(found + [0] * (MAX_PIECES - len(found)))
+    return {
+        "look": torch.tensor(look, dtype=torch.int32),
+        "word": torch.tensor(word, dtype=torch.int32),
+        "pieces": torch.tensor(pieces, dtype=torch.int16),
+    }
 
 
 def letter_kind(text):
@@ -533,9 +520,6 @@ def spell(text):
     framed = f"<{text.strip().casefold()}>"
     grams = [framed[at : at + size] for size in (3, 4, 5) for at in range(len(framed) - size + 1)]
     return [f"letters {letter_kind(text)}", f"word {framed}", *grams]
-
-
-# --- for a small corpus: its vocabulary -----------------------------------------------------------
 
 
 def shared_rows(counts, tables):
@@ -574,12 +558,11 @@ class SmallVocabulary(nn.Module):
     """For a small corpus, in which most ids never occur: a row of `wte` for each id seen twice or more, and
     shared rows for the rest, by look. It has Vocabulary's methods.
 
-    The tokens that were seen once share a row with those that look alike, also those never seen, and so
-    teach where new tokens are likely, and of which look. How likely follows from Good and Turing (Good 1953,
-    "The Population Frequencies of Species"): if N1 tokens occur once in the training data and N2 twice, as
-    much new text holds 2 * N2 of the former and N1 tokens that never occurred. So outside of training the
-    odds of a rare token are (N1 + 2 * N2) / N1 times what training makes them: the log of that is added to
-    the scores of the shared rows. Within a row, `log_share` says how it is divided.
+    Those seen once share a row with those never seen that look alike, and so teach where new tokens are
+    likely, and of which look. How likely follows from Good and Turing (Good 1953, "The Population Frequencies
+    of Species"): if N1 tokens occur once in the training data and N2 twice, as much new text holds 2 * N2 of
+    the former and N1 tokens that never occurred. So outside of training the odds of a shared row are
+    (N1 + 2 * N2) / N1 times what training makes them.
 
     For example, let " rocket" occur nine times, " Rockets" once and " Jets" never, of which the last two look
     alike. Then " rocket" has a row of its own. The others share one, which training makes as likely as tokens
@@ -597,23 +580,22 @@ class SmallVocabulary(nn.Module):
         self.wte = nn.Embedding(len(rows), config.n_embd)
         # where the scores start: the log of how frequent each row is, where 0 counts as a half
         self.bias = nn.Parameter((rows.clamp(min=0.5) / rows.sum()).log())
-        self.spell = None
-        if config.spelling:
-            self.spell = nn.EmbeddingBag(config.spelling + 1, config.n_embd, mode="sum", padding_idx=0)
-
+        # Good and Turing, as above
         once, twice = (max(1, int((counts == n).sum())) for n in (1, 2))
         share_of_once = 2 * twice / (once + 2 * twice)
         log_odds = torch.zeros(len(rows))
         log_odds[: self.n_shared] = math.log((once + 2 * twice) / once)
-        pieces = tables["pieces"].int()
         derived = {
             "own": own,  # the ids with rows of their own
             "row_of": row_of,  # (V,)
             "log_share": shares_within_rows(row_of, counts, share_of_once),  # (V,)
             "log_odds": log_odds,  # (rows,)
-            "pieces": pieces,  # (V, MAX_PIECES)
-            "scale": (pieces > 0).sum(1, keepdim=True).clamp(min=1).rsqrt(),  # (V, 1)
         }
+        self.spell = None
+        if config.spelling:
+            self.spell = nn.EmbeddingBag(config.spelling + 1, config.n_embd, mode="sum", padding_idx=0)
+            derived["pieces"] = tables["pieces"].int()  # (V, MAX_PIECES)
+            derived["scale"] = (derived["pieces"] > 0).sum(1, keepdim=True).rsqrt()  # (V, 1)
         for name, table in derived.items():
             self.register_buffer(name, table, persistent=False)  # made anew when a checkpoint is loaded
 

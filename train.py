@@ -35,7 +35,9 @@ from config import (
     quoted,
     setting,
     written_whole,
-)  # fmt: skip
+)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,7 @@ class Settings:
 
     batch_size: int = setting(32, "windows per batch, over all processes", low=1, group="training")
     gradient_accumulation_steps: int = setting(1, "batches averaged per step", low=1)
-    epochs: float = setting(
-        40.0, "how often to read as many tokens as there are", low=0.001, beats="max_iters"
-    )
+    epochs: float = setting(40.0, "how often to read each token, on average", low=0.001, beats="max_iters")
     max_iters: int = setting(0, "iterations in total, instead of epochs", low=0)
     learning_rate: float = setting(1e-3, "at its peak; it falls to 0 along a cosine", low=0)
     warmup_iters: int = setting(20, "iterations to reach learning_rate", low=0)
@@ -73,10 +73,7 @@ class Settings:
     patience: int = setting(0, "stop after so many evaluations without a better one; 0 for never", low=0)
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …", group="the machine")
-    dtype: str = setting(
-        "auto", "of matrix products: float32, bfloat16, float16; auto picks the fastest",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )  # fmt: skip
+    dtype: str = setting("auto", "float32, bfloat16 or float16; auto: the fastest here", choices=DTYPES)
     compile: bool = setting(False, "use torch.compile: slow to start, then faster on a GPU")
     seed: int = setting(1337, "of everything random", low=0, high=10**18)
 
@@ -96,18 +93,17 @@ from tqdm import tqdm
 from model import END_OF_TEXT, GPT, GPTConfig, choose_device, token_tables
 from prepare import count_bytes, load_tokenizer, token_texts
 
-FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
-    "data_dir", "out_dir", "init_from", "epochs", "max_iters", "learning_rate", "warmup_iters",
-    "eval_interval", "patience", "device", "dtype", "compile",
-}  # fmt: skip
-
 
 def main(settings):
-    """The whole run: evaluate, save, take a step, and again, to the end or to a signal to stop."""
+    """The whole run: evaluate, save, train on, and again, to the end or to a signal to stop."""
     device, rank, world_size = join_processes(settings)
     train_data, val_data, val_bytes = load_data(settings)
-    run = Run(settings, train_data, device)
-    check_writable(run.out_dir)
+    if settings.init_from == "resume":
+        run = resume(settings, train_data, device)
+    else:
+        run = Run(settings, make_model(settings, train_data), device)
+    pathlib.Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=settings.out_dir).close()  # where none can be written, fail now
     n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     print(f"device {device}, dtype {run.dtype}; {n_parameters:,} parameters")
     n_epochs = f"{run.max_iters / run.iters_per_epoch:.1f} epochs"
@@ -117,37 +113,35 @@ def main(settings):
     signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
     hide = True if rank else None  # None: where there is no terminal
     bar = tqdm(total=run.max_iters, initial=run.iteration, disable=hide)
-    began = time.perf_counter()
     while True:
-        if run.is_due():
-            train_loss = run.mean_train_loss()  # waits for the GPU, so that its seconds are counted
-            run.seconds += time.perf_counter() - began
+        if is_due(run):
+            began = time.perf_counter()
+            # all processes evaluate all of it; the mean, so that rounding cannot make them decide differently
             val_loss = mean_over_processes(evaluate(run.model, val_data))
-            run.elapsed += time.perf_counter() - began
-            run.record(train_loss, val_loss, val_loss * (len(val_data) - 1) / math.log(2) / val_bytes)
+            bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / val_bytes
+            record(run, val_loss, bits_per_byte, time.perf_counter() - began)
             if rank == 0:
                 if run.iteration:
-                    run.save()
-                bar.write(run.report())  # after saving: a printed line means a saved run
+                    save(run)
+                bar.write(report(run))  # after saving: a printed line means a saved run
                 bar.write(f"    it writes: {some_tweet(run.model, run.iteration)}")
             sys.stdout.flush()
-            began = time.perf_counter()
-        if signals or run.is_over():
+        if signals or is_over(run):
             break
-        run.loss_sum += train_step(run, model, train_data, rank, world_size)
-        run.iteration += 1
-        bar.update()
+        began = time.perf_counter()
+        while not (signals or is_due(run)):
+            train_step(run, model, train_data, rank, world_size)
+            bar.update()
+        run.loss_sum.item()  # waits for the GPU, so that its seconds are counted
+        run.seconds += time.perf_counter() - began
     bar.close()
     if dist.is_initialized():
         dist.destroy_process_group()
     if signals:
-        run.seconds += time.perf_counter() - began
-        run.elapsed += time.perf_counter() - began
         stop(run, signals[0])
-    print(
-        f"best val loss {run.best['val_loss']:.4f} nats per token, {run.best['bits_per_byte']:.4f} bits per "
-        f"byte, at iteration {run.best['iter']:,}: {run.out_dir}/best.pt"
-    )
+    best = best_of(run.history)
+    loss = f"{best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte"
+    print(f"best val loss {loss}, at iteration {best['iter']:,}: {pathlib.Path(settings.out_dir, 'best.pt')}")
     where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
     print(f"next: {command('sample.py', *where)}")
 
@@ -155,7 +149,7 @@ def main(settings):
 def stop(run, number):
     """Save what a signal of this number interrupted, tell how to go on, and exit as the signal asks."""
     if run.iteration:
-        run.save()
+        save(run)
         words = [word for word in sys.argv if word != "--init_from=resume"]
         again = quoted([sys.orig_argv[0], *words, "--init_from=resume"])
         print(f"stopped at iteration {run.iteration:,}; to continue: {again}")
@@ -185,10 +179,8 @@ def load_data(settings):
     if not val_bytes:
         raise UserError(f"{folder}/val.bin holds no tweet; use a few hundred tweets or more")
     if len(train_data) <= settings.block_size:
-        raise UserError(
-            f"{folder}/train.bin holds {len(train_data)} tokens, too few for a window; "
-            f"use more tweets or a block_size below {settings.block_size}"
-        )
+        why = f"{folder}/train.bin holds {len(train_data)} tokens, too few for a window"
+        raise UserError(f"{why}; use more tweets or a block_size below {settings.block_size}")
     return train_data, val_data, val_bytes
 
 
@@ -213,11 +205,34 @@ def get_batch(data, settings, iteration, device, part=0, n_parts=1):
     return windows[:, :-1].to(device), windows[:, 1:].to(device)
 
 
-# --- optimization ---------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
+
+
+class Run:
+    """A model in training: what follows from the settings, then what changes, which last.pt holds."""
+
+    def __init__(self, settings, model, device):
+        self.settings, self.device, self.model = settings, device, model.to(device)
+        windows_per_iter = settings.batch_size * settings.gradient_accumulation_steps
+        self.tokens_per_iter = windows_per_iter * settings.block_size
+        self.iters_per_epoch = len(model.tokens) / self.tokens_per_iter
+        self.max_iters = settings.max_iters or math.ceil(settings.epochs * self.iters_per_epoch)
+        self.eval_interval = settings.eval_interval or math.ceil(self.max_iters / 12)
+        self.dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
+        self.optimizers = make_optimizers(model, settings)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
+        self.iteration = 0  # steps done
+        self.history = []  # the rows of loss.csv, one an evaluation
+        self.early = None  # the weights from before the noise fell: sample.py draws its candidates with them
+        self.is_saved = False  # whether out_dir holds this run; before, it may hold an earlier one
+        # of the steps since the last evaluation: their seconds, and the sum of their train losses, a tensor,
+        # because a GPU stalls when a number is read from it
+        self.seconds, self.loss_sum = 0.0, torch.zeros((), device=device)
 
 
 def make_model(settings, train_data):
     """The GPT that a run starts from: with random weights, or with those of a GPT-2."""
+    torch.manual_seed(settings.seed)
     names = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
     shape = {name: getattr(settings, name) for name in names}
     tokens = as_tensor(train_data)
@@ -226,28 +241,120 @@ def make_model(settings, train_data):
         return GPT(GPTConfig(**shape), tokens, tables)
     if settings.compact_vocab:
         raise UserError("GPT-2's weights fit no compact_vocab; leave it out")
-    changes = {name: shape[name] for name in ("block_size", "dropout", "noise", "separate_tweets", "cut")}
-    return GPT.from_pretrained(settings.init_from, tokens, **changes)
+    given = {name: shape.pop(name) for name in ("n_layer", "n_head", "n_embd")}
+    model = GPT.from_pretrained(settings.init_from, tokens, **shape)
+    for name, value in given.items():
+        theirs = getattr(model.config, name)
+        if value not in (theirs, getattr(Settings, name)):
+            raise UserError(f"{name}: {settings.init_from} has {theirs}, not {value}; leave {name} out")
+    return model
+
+
+FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
+    "data_dir", "out_dir", "init_from", "epochs", "max_iters", "learning_rate", "warmup_iters",
+    "eval_interval", "patience", "device", "dtype", "compile",
+}  # fmt: skip
+
+
+def resume(settings, train_data, device):
+    """The Run that last.pt holds; raises UserError if it is another one than the settings describe."""
+    path = pathlib.Path(settings.out_dir, "last.pt")
+    model, refusal = GPT.load(path), f"cannot resume {path}:"
+    saved, model.notes = model.notes, {}  # so that, at the end, what the optimizers copy is freed
+    if "settings" not in saved:
+        raise UserError(f"{refusal} it holds weights only, or is of an earlier version; start anew")
+    before, now = saved["settings"], dataclasses.asdict(settings)
+    changed = sorted(key for key in now.keys() - FREE_TO_CHANGE if now[key] != before.get(key))
+    if changed:
+        why = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
+        raise UserError(f"{refusal} {why}; give the same preset and flags, or start anew")
+    if not np.array_equal(model.tokens.numpy(), train_data):
+        why = f"it was trained on other tweets than those in {settings.data_dir}"
+        raise UserError(f"{refusal} {why}; set data_dir to theirs, or start anew")
+    run = Run(settings, model, device)
+    if saved["iteration"] > run.max_iters:
+        why = f"{saved['iteration']:,} iterations are done, of {run.max_iters:,}"
+        raise UserError(f"{refusal} {why}; raise max_iters or epochs")
+    run.is_saved = True
+    run.iteration, run.history, run.early = saved["iteration"], saved["history"], saved["early"]
+    run.seconds = saved["seconds"]
+    run.loss_sum += saved["loss_sum"].to(device)
+    for optimizer, state in zip(run.optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    if saved["scaler"]:  # empty unless the dtype was float16
+        run.scaler.load_state_dict(saved["scaler"])
+    return run
+
+
+def best_of(history):
+    """The row with the lowest val loss, but for that of the untrained model."""
+    return min(history[1:] or history, key=lambda row: row["val_loss"])
+
+
+def is_due(run):
+    """Whether to evaluate now; not if that was done before the run was stopped."""
+    is_time = run.iteration % run.eval_interval == 0 or run.iteration == run.max_iters
+    return is_time and (not run.history or run.history[-1]["iter"] != run.iteration)
+
+
+def is_over(run):
+    """Whether all iterations are done, or `patience` is out."""
+    since_best = len(run.history) - 1 - run.history.index(best_of(run.history))
+    return run.iteration == run.max_iters or 0 < run.settings.patience <= since_best
+
+
+def record(run, val_loss, bits_per_byte, seconds):
+    """Add a row to the history, for an evaluation of so many seconds; UserError if the loss is no number."""
+    if not math.isfinite(val_loss):
+        why = f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate"
+        raise UserError(f"{why}; what was saved before is as it was")
+    before = run.history[-1] if run.history else {"iter": 0, "elapsed_seconds": 0.0}
+    n_new = run.iteration - before["iter"]
+    row = {
+        "iter": run.iteration,
+        "epoch": run.iteration / run.iters_per_epoch,
+        "train_loss": mean_over_processes(run.loss_sum.item() / n_new if n_new else math.nan),
+        "val_loss": val_loss,
+        "bits_per_byte": bits_per_byte,
+        "lr": learning_rate_at(run.iteration, run.max_iters, run.settings),
+        "tokens_per_second": n_new * run.tokens_per_iter / max(run.seconds, 1e-9),
+        "elapsed_seconds": before["elapsed_seconds"] + run.seconds + seconds,
+    }
+    run.history.append(row)
+    run.loss_sum.zero_()
+    run.seconds = 0.0
+
+
+def report(run):
+    """The last row, for people."""
+    row, n_left = run.history[-1], (run.max_iters - run.iteration) * run.tokens_per_iter
+    text = f"iter {row['iter']:5,}  epoch {row['epoch']:4.1f}"
+    text += f"  train {row['train_loss']:.4f}" if row["iter"] else "  train   -   "
+    text += f"  val {row['val_loss']:.4f} nats  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}"
+    if speed := row["tokens_per_second"]:
+        text += f"  {speed:6,.0f} tokens/s  {tqdm.format_interval(n_left / speed)} left"
+    return text + "  *best" * (row is best_of(run.history) and row["iter"] > 0)
+
+
+# --- training and evaluating ----------------------------------------------------------------------
 
 
 def make_optimizers(model, settings):
     """AdamW (Loshchilov & Hutter 2019); with `muon`, Muon (Jordan et al. 2024) for the blocks' matrices."""
-    matrices, others, in_blocks = [], [], []
+    matrices, vectors, in_blocks = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
-            others.append(parameter)  # biases and LayerNorms do not decay
+            vectors.append(parameter)  # biases and LayerNorms, which do not decay
+        elif settings.muon and name.startswith("h."):
+            in_blocks.append(parameter)
         else:
-            (in_blocks if settings.muon and name.startswith("h.") else matrices).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    how = {"betas": (0.9, settings.beta2), "fused": True}
-    optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate, **how)]
-    if in_blocks:
-        # a decay of its own, whatever the rest takes
-        how = {"weight_decay": 1.0, "adjust_lr_fn": "match_rms_adamw"}
-        optimizers.append(torch.optim.Muon(in_blocks, lr=settings.learning_rate, **how))
+            matrices.append(parameter)
+    lr, decay = settings.learning_rate, settings.weight_decay
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, settings.beta2), fused=True)]
+    if settings.muon:
+        how = {"weight_decay": 1.0, "adjust_lr_fn": "match_rms_adamw"}  # a decay of its own
+        optimizers.append(torch.optim.Muon(in_blocks, lr=lr, **how))
     return optimizers
 
 
@@ -259,50 +366,56 @@ def learning_rate_at(iteration, max_iters, settings):
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def noise_strength_at(iteration, max_iters, settings):
-    """1, and over the last part of the run, which `noise_fall` tells, a line down to 0."""
-    left = (max_iters - iteration) / max_iters
-    return min(1.0, left / settings.noise_fall) if settings.noise_fall else 1.0
+def set_noise(run):
+    """Over the last part of the run, `noise_fall`, the noise's strength is a line from 1 down to 0. The
+    weights from before that are kept."""
+    left = (run.max_iters - run.iteration) / run.max_iters
+    if left >= run.settings.noise_fall:
+        run.model.noise.strength.fill_(1.0)
+        run.early = None
+    else:
+        run.model.noise.strength.fill_(left / run.settings.noise_fall)
+        if run.early is None:
+            run.early = {name: tensor.half() for name, tensor in run.model.state_dict().items()}
 
 
 def train_step(run, model, data, rank=0, world_size=1):
-    """One iteration: the gradient of one global batch, clipped, and a step. Returns the loss, a tensor."""
+    """One iteration: the gradient of one global batch, clipped, and a step of each optimizer.
+
+    model: run.model, or what compiles it or shares it among processes.
+    """
     model.train()
-    settings, scaler, device = run.settings, run.scaler, run.device
+    settings, scaler, n_batches = run.settings, run.scaler, run.settings.gradient_accumulation_steps
     # dropout and noise are reseeded at each step, so a resumed run needs no random state
     torch.manual_seed(int(np.random.SeedSequence((settings.seed, run.iteration, rank)).generate_state(1)[0]))
     if settings.noise:
-        strength = noise_strength_at(run.iteration, run.max_iters, settings)
-        run.model.noise.strength.fill_(strength)
-        if strength == 1:
-            run.early = None
-        elif run.early is None:
-            run.early = {name: tensor.half() for name, tensor in run.model.state_dict().items()}
-    n_batches, total = settings.gradient_accumulation_steps, 0.0
+        set_noise(run)
+    total = 0.0
     for n in range(n_batches):
         part, n_parts = n * world_size + rank, n_batches * world_size
-        idx, targets = get_batch(data, settings, run.iteration, device, part, n_parts)
+        idx, targets = get_batch(data, settings, run.iteration, run.device, part, n_parts)
         # processes average their gradients once a step, after the last batch
         alone = model.no_sync() if world_size > 1 and n < n_batches - 1 else contextlib.nullcontext()
         with alone:
-            with torch.autocast(device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
+            with torch.autocast(run.device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
                 _, loss = model(idx, targets)
             # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
             scaler.scale(loss / n_batches).backward()
         total += loss.detach() / n_batches
+    lr = learning_rate_at(run.iteration, run.max_iters, settings)
     for optimizer in run.optimizers:
         scaler.unscale_(optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(run.iteration, run.max_iters, settings)
+            group["lr"] = lr
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
     # a scale that was too large for float16 shows in the norm: then no optimizer steps, and the scale shrinks
-    steps = not scaler.is_enabled() or bool(norm.isfinite())
-    for optimizer in run.optimizers:
-        if steps:
+    if not scaler.is_enabled() or norm.isfinite():
+        for optimizer in run.optimizers:
             optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
     scaler.update()
-    return total
+    model.zero_grad(set_to_none=True)
+    run.loss_sum += total
+    run.iteration += 1
 
 
 @torch.inference_mode()
@@ -319,19 +432,16 @@ def evaluate(model, data, batch_size=32):
                     . . i .
     """
     model.eval()
-    block_size, device = model.config.block_size, model.wpe.weight.device
-    n_targets, stride = len(data) - 1, block_size // 2
-    n_windows = math.ceil(max(n_targets - block_size, 0) / stride) + 1
-    to_fill = (n_windows - 1) * stride + block_size - n_targets  # of the last window
-    tokens = as_tensor(data)
-    idx = F.pad(tokens[:-1], (0, to_fill)).unfold(0, block_size, stride)  # (n_windows, block_size)
-    targets = F.pad(tokens[1:], (0, to_fill), value=-1).unfold(0, block_size, stride).clone()
+    block_size, stride = model.config.block_size, model.config.block_size // 2
+    tokens = as_tensor(data).to(model.wpe.weight.device)
+    idx = F.pad(tokens[:-1], (0, block_size)).unfold(0, block_size, stride)  # (windows, block_size)
+    targets = F.pad(tokens[1:], (0, block_size), value=-1).unfold(0, block_size, stride).clone()
     targets[1:, :-stride] = -1  # the window before scores them
-    total = 0.0
-    for x, y in zip(idx.split(batch_size), targets.split(batch_size), strict=True):
-        hidden, is_scored = model.hidden_states(x.to(device)), y >= 0
-        total += model.vocabulary.loss(hidden[is_scored.to(device)], y[is_scored].to(device)).sum().item()
-    return total / n_targets
+    is_needed, total = (targets >= 0).any(1), 0.0
+    for x, y in zip(idx[is_needed].split(batch_size), targets[is_needed].split(batch_size), strict=True):
+        hidden, is_scored = model.hidden_states(x), y >= 0
+        total += model.vocabulary.loss(hidden[is_scored], y[is_scored]).sum().item()
+    return total / (len(data) - 1)
 
 
 def some_tweet(model, seed):
@@ -343,151 +453,36 @@ def some_tweet(model, seed):
     return printable(text.strip())
 
 
-# --- the run and its files -------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
-class Run:
-    """What changes during training: out/last.pt holds all of it."""
+def save(run):
+    """Write last.pt; after an evaluation also loss.csv, loss.png and, if it is the best, best.pt.
 
-    def __init__(self, settings, train_data, device):
-        torch.manual_seed(settings.seed)
-        self.settings, self.out_dir, self.device = settings, pathlib.Path(settings.out_dir), device
-        self.dtype = choose_dtype(device) if settings.dtype == "auto" else settings.dtype
-        self.tokens_per_iter = (
-            settings.batch_size * settings.gradient_accumulation_steps * settings.block_size
-        )
-        self.iters_per_epoch = len(train_data) / self.tokens_per_iter
-        self.max_iters = settings.max_iters or math.ceil(settings.epochs * self.iters_per_epoch)
-        self.is_new = settings.init_from != "resume"
-        self.model = make_model(settings, train_data) if self.is_new else self.read_last(train_data)
-        self.model.to(device)
-        self.optimizers = make_optimizers(self.model, settings)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
-        self.iteration = 0  # steps done
-        self.history = []  # the rows of loss.csv, one an evaluation
-        self.early = None  # the weights from before the noise fell: sample.py draws its candidates with them
-        self.elapsed = 0.0  # seconds of the whole run
-        # of the steps since the last evaluation: their seconds, and their train losses, which stall a GPU
-        # when they are read
-        self.seconds, self.loss_sum = 0.0, torch.zeros((), device=device)
-        if not self.is_new:
-            saved, self.model.notes = self.model.notes, {}  # frees what the optimizers copy
-            self.iteration, self.history, self.early = (saved[k] for k in ("iteration", "history", "early"))
-            self.elapsed, self.seconds = saved["elapsed"], saved["seconds"]
-            self.loss_sum += saved["loss_sum"].to(device)
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            if saved["scaler"]:  # empty unless the dtype was float16
-                self.scaler.load_state_dict(saved["scaler"])
-
-    def read_last(self, train_data):
-        """The model in last.pt, whose notes hold the rest; raises UserError if it belongs to another run."""
-        path = self.out_dir / "last.pt"
-        model = GPT.load(path)
-        if "settings" not in model.notes:
-            why = "it holds weights only, or is of an earlier version"
-            raise UserError(f"cannot resume {path}: {why}; start anew")
-        before, now = model.notes["settings"], dataclasses.asdict(self.settings)
-        changed = sorted(key for key in now.keys() - FREE_TO_CHANGE if now[key] != before.get(key))
-        if changed:
-            why = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
-            raise UserError(f"cannot resume {path}: {why}; give the same preset and flags, or start anew")
-        if not np.array_equal(model.tokens.numpy(), train_data):
-            why = f"it was trained on other tweets than those in {self.settings.data_dir}"
-            raise UserError(f"cannot resume {path}: {why}; set data_dir to theirs, or start anew")
-        if (done := model.notes["iteration"]) > self.max_iters:
-            why = f"{done:,} iterations are done, of {self.max_iters:,}"
-            raise UserError(f"cannot resume {path}: {why}; raise max_iters or epochs")
-        return model
-
-    def is_due(self):
-        """Whether to evaluate now, unless that was done before the run was resumed."""
-        interval = self.settings.eval_interval or math.ceil(self.max_iters / 12)
-        is_time = self.iteration % interval == 0 or self.iteration == self.max_iters
-        return is_time and (not self.history or self.history[-1]["iter"] != self.iteration)
-
-    def is_over(self):
-        """Whether all iterations are done, or `patience` is out."""
-        since_best = len(self.history) - 1 - self.history.index(self.best)
-        return self.iteration == self.max_iters or 0 < self.settings.patience <= since_best
-
-    @property
-    def best(self):
-        """The row with the lowest val loss, but for that of the untrained model."""
-        return min(self.history[1:] or self.history, key=lambda row: row["val_loss"])
-
-    @property
-    def n_new(self):
-        """The steps since the last evaluation."""
-        return self.iteration - (self.history[-1]["iter"] if self.history else 0)
-
-    def mean_train_loss(self):
-        """Since the last evaluation, over all processes, in nats per token; NaN before the first step."""
-        return mean_over_processes(self.loss_sum.item() / self.n_new if self.n_new else math.nan)
-
-    def record(self, train_loss, val_loss, bits_per_byte):
-        """Add a row to the history; raises UserError if the loss is no longer finite."""
-        if not math.isfinite(val_loss):
-            why = f"the loss became {val_loss} by iteration {self.iteration:,}; lower learning_rate"
-            raise UserError(f"{why}; what was saved before is as it was")
-        row = {
-            "iter": self.iteration,
-            "epoch": self.iteration / self.iters_per_epoch,
-            "train_loss": train_loss,
-            "val_loss": val_loss,
-            "bits_per_byte": bits_per_byte,
-            "lr": learning_rate_at(self.iteration, self.max_iters, self.settings),
-            "tokens_per_second": self.n_new * self.tokens_per_iter / max(self.seconds, 1e-9),
-            "elapsed_seconds": self.elapsed,
-        }
-        self.history.append(row)
-        self.loss_sum.zero_()
-        self.seconds = 0.0
-
-    def report(self):
-        """The last row, for people."""
-        row, n_left = self.history[-1], (self.max_iters - self.iteration) * self.tokens_per_iter
-        text = f"iter {row['iter']:5,}  epoch {row['epoch']:4.1f}"
-        text += f"  train {row['train_loss']:.4f}" if row["iter"] else "  train   -   "
-        text += f"  val {row['val_loss']:.4f} nats  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}"
-        if speed := row["tokens_per_second"]:
-            text += f"  {speed:6,.0f} tokens/s  {tqdm.format_interval(n_left / speed)} left"
-        return text + "  *best" * (row is self.best and row["iter"] > 0)
-
-    def save(self):
-        """Write last.pt; after an evaluation also loss.csv, loss.png and, if it is the best, best.pt.
-
-        The first time, move what an earlier run left to out_dir/previous: a run that fails at once takes no
-        other's place.
-        """
-        if self.is_new:
-            set_aside(self.out_dir)
-            self.is_new = False
-        notes = {key: self.best[key] for key in ("iter", "val_loss", "bits_per_byte")} | {"early": self.early}
-        if self.history[-1]["iter"] == self.iteration:
-            write_history(self.history, self.out_dir / "loss.csv")
-            plot_losses(self.history, self.best, self.out_dir / "loss.png")
-            if self.best["iter"] == self.iteration:
-                self.model.save(self.out_dir / "best.pt", **notes)
-        self.model.save(
-            self.out_dir / "last.pt",
-            **notes,
-            settings=dataclasses.asdict(self.settings),
-            iteration=self.iteration,
-            history=self.history,
-            elapsed=self.elapsed,
-            seconds=self.seconds,
-            loss_sum=self.loss_sum,
-            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-            scaler=self.scaler.state_dict(),
-        )
-
-
-def check_writable(out_dir):
-    """Make the folder if need be; fail now if it cannot be written to, not after minutes of training."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out_dir):
-        pass
+    The first time, move what an earlier run left to out_dir/previous: a run that fails at once takes no
+    other's place.
+    """
+    out_dir, best = pathlib.Path(run.settings.out_dir), best_of(run.history)
+    if not run.is_saved:
+        set_aside(out_dir)
+        run.is_saved = True
+    notes = {key: best[key] for key in ("iter", "val_loss", "bits_per_byte")} | {"early": run.early}
+    if run.history[-1]["iter"] == run.iteration:
+        write_history(run.history, out_dir / "loss.csv")
+        plot_losses(run.history, out_dir / "loss.png")
+        if best["iter"] == run.iteration:
+            run.model.save(out_dir / "best.pt", **notes)
+    run.model.save(
+        out_dir / "last.pt",
+        **notes,
+        settings=dataclasses.asdict(run.settings),
+        iteration=run.iteration,
+        history=run.history,
+        seconds=run.seconds,
+        loss_sum=run.loss_sum,
+        optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
+        scaler=run.scaler.state_dict(),
+    )
 
 
 def set_aside(out_dir):
@@ -506,7 +501,7 @@ def write_history(history, path):
         table.writerows(history)
 
 
-def plot_losses(history, best, path):
+def plot_losses(history, path):
     """Train and val loss against iterations; perplexity on the right; the best point marked."""
     from matplotlib.figure import Figure
 
@@ -515,6 +510,7 @@ def plot_losses(history, best, path):
     labels = {"train_loss": "train (noise and dropout on)", "val_loss": "val (held-out tweets)"}
     for name, label in labels.items():
         axes.plot([row["iter"] for row in history], [row[name] for row in history], ".-", label=label)
+    best = best_of(history)
     label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
     axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
     perplexity = (lambda x: np.exp(np.clip(x, -50, 50)), lambda x: np.log(np.maximum(x, 1e-22)))
@@ -561,10 +557,8 @@ def join_processes(settings):
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if settings.batch_size % world_size:
-        raise UserError(
-            f"batch_size: {settings.batch_size} windows cannot be split evenly among {world_size} processes; "
-            f"use a multiple of {world_size}"
-        )
+        why = f"{settings.batch_size} windows cannot be split evenly among {world_size} processes"
+        raise UserError(f"batch_size: {why}; use a multiple of {world_size}")
     if rank:
         sys.stdout = io.StringIO()  # the first process prints
     return device, rank, world_size
@@ -583,19 +577,24 @@ def choose_dtype(device):
     """The fastest dtype for this device; bfloat16 is slow on a CPU without instructions for it."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    has = torch.cpu.get_capabilities()
-    has_bfloat16 = has.get("avx512_bf16") or has.get("amx_bf16")
-    return "bfloat16" if device.type == "cpu" and has_bfloat16 else "float32"
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
+
+
+@contextlib.contextmanager
+def machine_errors(settings):
+    """Tell, as a UserError, that memory is out or that torch.compile does not work here."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        why = str(error).strip().split("\n")[0]
+        if settings.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(f"compile: torch.compile fails here ({why}); leave out --compile") from None
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in why:
+            raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None
+        raise
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
-        try:
-            main(TYPED)
-        except (RuntimeError, MemoryError) as error:
-            why = str(error).strip().split("\n")[0]
-            if TYPED.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise UserError(f"compile: torch.compile fails here ({why}); leave out --compile") from None
-            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in why:
-                raise UserError("out of memory; lower batch_size, block_size, n_embd or n_layer") from None
-            raise
+    with errors_in_one_line(), machine_errors(TYPED):
+        main(TYPED)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config import UserError
-from model import GPT, GPTConfig, token_tables
+from model import GPT, GPTConfig, choose, token_tables
 
 V, BLOCK, END = 30, 8, 0
 SMALL = {"vocab_size": V, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -166,6 +166,14 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(model, how, allowed):
     found = torch.bincount(draw(model, idx.expand(n, -1), **how)[:, -1], minlength=V) / n
     assert (found[probs == 0] == 0).all()
     assert ((found - probs).abs() <= 5 * (probs / n).sqrt() + 1 / n).all()  # five standard deviations
+
+
+@pytest.mark.parametrize("how", [(0, 1.0, 0.2), (3, 1.0, 0.0), (0, 0.8, 0.0), (9, 0.9, 0.1)], ids=str)
+def test_each_row_is_drawn_as_if_alone(how):
+    together, alone = (torch.Generator().manual_seed(1) for _ in range(2))
+    logits = 2 * torch.randn(400, V, generator=torch.Generator().manual_seed(2))
+    rows = [choose(row[None], 0.9, *how, alone) for row in logits]
+    assert torch.equal(choose(logits, 0.9, *how, together), torch.cat(rows))
 
 
 def test_a_row_that_has_ended_is_filled_with_the_end(model):
