@@ -187,7 +187,6 @@ OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNOR
 COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
 WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
 NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # no column is called so
-SEPARATOR_LINE = "sep=", '"sep='  # Excel's
 BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
 LISTS = "data", "statuses", "tweets"  # where X's own programs put a list of posts
 GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
@@ -200,40 +199,28 @@ codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode(
 
 
 def read_tweets(files, settings):
-    """Yield (file name, author, text, why it is left out or "") for each row of the files."""
-    user, problems = settings.user.removeprefix("@").casefold(), []
-    long_posts = set()  # how those in note-tweet.js begin, which is read before the tweets.js that cuts them
+    """Yield (file name, author, text, whether it is marked as another's) of each row of the files."""
     for file in files:
         with damage_told(file), open_text(file) as stream:
             names, rows = table(file, stream, settings)
-            texts, authors, marks = columns(names, settings)
+            texts, authors = text_columns(names, settings), columns(names, AUTHORS)
             if not texts:
-                problems.append(f"{file} holds no tweets: {advice(file, names, settings)}")
+                problem = f"{file} holds no tweets: {advice(file, names, settings)}"
+                if len(files) == 1:
+                    raise UserError(problem)
+                print(f"left out: {problem}", file=sys.stderr)
                 continue
-            if user and not authors:
+            if settings.user and not authors:
                 raise UserError(f"{file} names no authors; leave out --user")
             first = list(islice(rows, FIRST_ROWS))
             limit = cut_length([filled(row, texts) for row in first])
-            marks = [name for name in marks if not any(COUNT.fullmatch(filled(row, [name])) for row in first)]
+            counts = {name for row in first for name in row if COUNT.fullmatch(row[name])}
+            marks = [name for name in columns(names, MARKS) if name not in counts]
             for row in chain(first, rows):
-                text, author, why = filled(row, texts), filled(row, authors), ""
-                if user and author.removeprefix("@").casefold() != user:
-                    why = "by other authors"
-                elif any(OTHERS.match(filled(row, [name])) for name in marks):
-                    why = "retweets"
-                elif len(text) > MAX_CHARS:
-                    why = f"longer than {MAX_CHARS:,} characters"
-                elif file.name.startswith("note-tweet"):
-                    long_posts.add(clean(text)[:100])
-                elif long_posts and clean(text)[:100] in long_posts:
-                    why = "beginnings of long posts, whole in note-tweet.js"
+                text, is_others = filled(row, texts), any(OTHERS.match(filled(row, [name])) for name in marks)
                 if len(text) == limit and OPEN_END.search(text):
                     text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
-                yield file.name, author, text, why
-    if len(problems) == len(files):
-        raise UserError(problems[0])
-    for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+                yield file.name, filled(row, authors), text, is_others
 
 
 def filled(row, names):
@@ -272,7 +259,7 @@ def open_text(file):
 
 def table(file, stream, settings):
     """(names of its columns, iterator over its rows, each {name: cell}) of any file, opened as `stream`."""
-    line = next((line for line in stream if line.strip() and not line.startswith(SEPARATOR_LINE)), "")
+    line = next((line for line in stream if line.strip() and not line.startswith("sep=")), "")
     stream.seek(0)
     suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
     if suffix in (".js", ".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
@@ -281,8 +268,10 @@ def table(file, stream, settings):
         return list(dict.fromkeys(chain.from_iterable(first))), chain(first, rows)
     separator, names = split(line)
     # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
-    if suffix == ".txt" and not settings.text_column and (len(names) == 1 or not columns(names, settings)[0]):
-        return ["text"], line_rows(stream)
+    is_header = settings.text_column or (len(names) > 1 and text_columns(names, settings))
+    if suffix == ".txt" and not is_header:
+        tweets = GPT2_MARK.split(stream.read()) if GPT2_MARK.search(line) else stream
+        return ["text"], ({"text": tweet} for tweet in tweets if tweet.strip())
     return names, csv_rows(file, stream, names, separator)
 
 
@@ -292,31 +281,22 @@ def split(line):
     return separator, next(csv.reader([line], delimiter=separator), [])
 
 
-def columns(names, settings):
-    """Three lists: the names that hold text, author and mark, the likeliest first.
+def text_columns(names, settings):
+    """Those of `names` that may hold the tweet: the one that the user names, else all with a usual name."""
+    return columns(names, plain(settings.text_column) or TEXTS)
 
-    An inner one, as "full_text" in "legacy.full_text", counts where no outer one has a fitting name.
-    """
+
+def columns(names, words):
+    """Those of `names` that are among `words`, in their order; inner ones, "legacy.full_text", if none is."""
     outer = {plain(name): name for name in reversed(names)}
     inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
-
-    def named(words):
-        wanted = words.split()
-        return [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
-
-    return named(plain(settings.text_column) or TEXTS), named(AUTHORS)[:1], named(MARKS)
+    wanted = words.split()
+    return [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
 
 
 def plain(name):
     """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
     return re.sub(r"[\s_.-]+", "", name).lower()
-
-
-def line_rows(stream):
-    """Of text with a tweet a line, or between the marks of GPT-2's trainers."""
-    first = stream.readline()
-    tweets = GPT2_MARK.split(first + stream.read()) if GPT2_MARK.search(first) else chain([first], stream)
-    yield from ({"text": tweet.strip()} for tweet in tweets if tweet.strip())
 
 
 def json_rows(stream):
@@ -357,20 +337,18 @@ def csv_rows(file, stream, names, separator):
             quoting = csv.QUOTE_NONE
         stream.seek(0)
     reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=True)
-    width, end = 0, 0  # the cells of a row; the line on which the last row ended
+    end = 0  # the line on which the last row ended
     try:
         for cells in reader:
-            # some join files with their first lines
-            if "".join(cells).strip() and cells != names and not cells[0].startswith(SEPARATOR_LINE):
-                # some programs end each row, but not the first line, with a separator
-                width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
-                if len(cells) != width or any(cells[len(names) :]):
-                    raise csv.Error(f"{len(cells)} cells instead of {width}")
+            # the first lines, which come again where files were joined, are no rows
+            if "".join(cells).strip() and cells != names and not cells[0].startswith("sep="):
+                if len(cells) != len(names):
+                    raise csv.Error(f"{len(cells)} cells instead of {len(names)}")
                 if reader.line_num > end + 1 and swallows_rows(cells, separator):
                     raise csv.Error("a stray quote joins rows")
                 if quoting == csv.QUOTE_NONE:
                     cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
-                yield dict(zip(names, cells, strict=False))
+                yield dict(zip(names, cells, strict=True))
             end = reader.line_num
     except csv.Error as error:
         fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
@@ -378,19 +356,14 @@ def csv_rows(file, stream, names, separator):
 
 
 def swallows_rows(cells, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, one of which fits its column."""
+    """Whether a cell holds a line like a row: as many cells, one like its own but for the digits (a date)."""
+    shapes = [re.sub(r"\d", "0", cell) for cell in cells]
     for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
-        others = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "1, silk"
-        if len(others) == len(cells) and any(map(fits, cells, others)):
+        others = re.sub(r"\d", "0", line).split(separator)
+        alike = [shape for shape, other in zip(shapes, others, strict=False) if shape == other]
+        if len(others) == len(cells) and len(max(alike, key=len, default="")) > 5:  # lists have short numbers
             return True
     return False
-
-
-def fits(cell, other):
-    """Whether two cells differ in digits alone; short numbers, which lists have too, must be neighbours."""
-    if len(cell) > 5:
-        return re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other)
-    return cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1
 
 
 def advice(file, names, settings):
@@ -400,7 +373,7 @@ def advice(file, names, settings):
         return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as stream:
         for number, line in enumerate(islice(stream, 200), 1):
-            if columns(split(line)[1], settings)[0]:
+            if text_columns(split(line)[1], settings):
                 return f"line {number} seems to name the columns; delete the lines before it"
     header = "put names above it, as id,text"
     if len(names) == 1:
@@ -414,11 +387,10 @@ def advice(file, names, settings):
 # --- cleaning -------------------------------------------------------------------------------------
 
 # what sources write for characters: Python's b'…', \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
-QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
-HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
-CODED = re.compile(
-    rf"(?:\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+"
-)
+BYTES = re.compile(r"""^b(['"])(.*)\1$""", re.DOTALL)
+X = "[0-9A-Fa-f]"
+CODE = re.compile(f"{X}{{2,}}")
+CODED = re.compile(rf"(?:\\x{X}{{2}}|\\u{X}{{4}}|\\U000{X}{{5}}|<U\+(?:000)?{X}{{4,5}}>|<[89a-f][0-9a-f]>)+")
 # written-out line breaks and the tags of blocks part words; strokes before signs and other tags do not
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
@@ -462,16 +434,27 @@ RETWEET = re.compile(  # where another's words begin that go on to the end
 
 
 def clean_tweets(rows, settings):
-    """Yield (file name, author, text, clean tweet, "") of each row, or (…, text, "", why it is left out)."""
-    seen = set()  # hashes: a million tweets would take much memory
-    for name, author, text, why in rows:
-        tweet = "" if why else clean(text, settings)
-        if not tweet:
-            why = why or ("retweets" if RETWEET.search(decoded(text)) else "empty")
+    """Yield (file name, author, text, clean tweet, why it is left out or "") of each row."""
+    user = settings.user.removeprefix("@").casefold()
+    seen, long_posts = set(), set()  # hashes, because a million tweets take much memory; beginnings
+    for name, author, text, is_others in rows:
+        tweet, why = clean(text[:MAX_CHARS], settings), ""
+        if user and author.removeprefix("@").casefold() != user:
+            why = "by other authors"
+        elif is_others or (not tweet and RETWEET.search(decoded(text))):
+            why = "retweets"
+        elif len(text) > MAX_CHARS:
+            why = f"longer than {MAX_CHARS:,} characters"
+        elif not tweet:
+            why = "empty"
         elif len(tweet) < settings.min_chars:
             why = f"shorter than {settings.min_chars} characters"
         elif hash(tweet) in seen:
             why = "duplicates"
+        elif name.startswith("note-tweet"):  # it is read before tweets.js, which cuts long posts
+            long_posts.add(tweet[:100])
+        elif tweet[:100] in long_posts:
+            why = "beginnings of long posts, whole in note-tweet.js"
         seen.add(hash(tweet))
         yield name, author, text, "" if why else tweet, why
 
@@ -505,9 +488,7 @@ def clean(text, settings=Settings()):
 
 def decoded(text):
     """A text as its author saw it, in one line, whatever its source has written for the characters."""
-    text = text.strip()
-    if "\\" in text or text.startswith(("b'", 'b"')):
-        text = QUOTED.sub(r"\2", text)
+    text = BYTES.sub(r"\2", text.strip())
     if "\\" in text or "<" in text:
         text = CODED.sub(lambda run: repaired("".join(chr(int(x, 16)) for x in CODE.findall(run[0]))), text)
         text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
@@ -598,8 +579,7 @@ def report(settings, tokenizer, sources, authors, dropped):
     print(f"kept      {n_tweets:,} tweets")
     if len(authors) > 1 and not settings.user:
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
-    meta = {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
-    meta |= {name: vars(settings)[name] for name in ("text_column", "user", "mentions", "urls", "min_chars")}
+    meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
     meta |= {"rows": n_rows, "dropped": dropped, "tweets": n_tweets}
     train, val = (np.fromfile(f"{folder}/{name}.bin", "<u2") for name in ("train", "val"))
     for name, ids in (("train", train), ("val", val)):
