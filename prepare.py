@@ -331,23 +331,22 @@ def flat(item, within=""):
 
 def csv_rows(file, stream, names, separator):
     """Of a table; raise UserError, with the line's number, where cells may be shifted."""
-    quoting = csv.QUOTE_MINIMAL
-    if separator == "\t":  # a quote is a character like others if no cell holds a tab or a line break
-        if len({line.count("\t") for line in stream if line.strip()}) == 1:
-            quoting = csv.QUOTE_NONE
-        stream.seek(0)
+    tabs = {line.count("\t") for line in stream if line.strip()} if separator == "\t" else set()
+    stream.seek(0)
+    # where no cell holds a tab or a line break, a quote is a character like others
+    quoting = csv.QUOTE_NONE if len(tabs) == 1 else csv.QUOTE_MINIMAL
     reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=True)
     end = 0  # the line on which the last row ended
     try:
         for cells in reader:
+            if quoting == csv.QUOTE_NONE:
+                cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
             # the first lines, which come again where files were joined, are no rows
             if "".join(cells).strip() and cells != names and not cells[0].startswith("sep="):
                 if len(cells) != len(names):
                     raise csv.Error(f"{len(cells)} cells instead of {len(names)}")
                 if reader.line_num > end + 1 and swallows_rows(cells, separator):
                     raise csv.Error("a stray quote joins rows")
-                if quoting == csv.QUOTE_NONE:
-                    cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
                 yield dict(zip(names, cells, strict=True))
             end = reader.line_num
     except csv.Error as error:
@@ -356,12 +355,12 @@ def csv_rows(file, stream, names, separator):
 
 
 def swallows_rows(cells, separator):
-    """Whether a cell holds a line like a row: as many cells, one like its own but for the digits (a date)."""
-    shapes = [re.sub(r"\d", "0", cell) for cell in cells]
+    """Whether a cell holds a line like a row: as many cells, and one like its own but for digits (a date)."""
+    shapes = enumerate(re.sub(r"\d", "0", cell) for cell in cells)
+    own = {(place, shape) for place, shape in shapes if len(shape) > 5}  # lists have short numbers
     for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
         others = re.sub(r"\d", "0", line).split(separator)
-        alike = [shape for shape, other in zip(shapes, others, strict=False) if shape == other]
-        if len(others) == len(cells) and len(max(alike, key=len, default="")) > 5:  # lists have short numbers
+        if len(others) == len(cells) and own.intersection(enumerate(others)):
             return True
     return False
 
@@ -376,12 +375,14 @@ def advice(file, names, settings):
             if text_columns(split(line)[1], settings):
                 return f"line {number} seems to name the columns; delete the lines before it"
     header = "put names above it, as id,text"
+    missing = f"no column {settings.text_column or 'with a usual name for tweets'} among {told}"
+    missing += ": name one with --text_column=…"
     if len(names) == 1:
         header += "; or, with a tweet a line, name the file .txt"
+        missing += f"; or, if that is a tweet, {header}"
     if any(map(NO_NAME.match, names)):
         return f"its first line names no columns ({told}); {header}"
-    missing = f"no column {settings.text_column or 'with a usual name for tweets'} among {told}"
-    return f"{missing}: name one with --text_column=…; or, if that line names none, {header}"
+    return missing
 
 
 # --- cleaning -------------------------------------------------------------------------------------
@@ -519,7 +520,7 @@ def held_out(tweet, tenth=0):
     return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
 
 
-# --- tokens ---------------------------------------------------------------------------------------
+# --- tokens and the report --------------------------------------------------------------------------
 
 
 def load_tokenizer():
@@ -566,9 +567,6 @@ def count_bytes(tokenizer, ids):
     distinct, counts = np.unique(ids[ids != END_OF_TEXT], return_counts=True)
     # a tweet's leading space stands for the byte of its end, which is scored too
     return int(counts @ [len(tokenizer.decode_single_token_bytes(token)) for token in distinct])
-
-
-# --- the report -----------------------------------------------------------------------------------
 
 
 def report(settings, tokenizer, sources, authors, dropped):

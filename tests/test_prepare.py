@@ -171,6 +171,9 @@ CLEAN = {
         "❤️ 🚀 🚀 é é"),
     "Python": (r"it\'s \xe2\x9c\x85 \u00e9 \ud83d\ude80 \U0001f680\r\na\tb https:\/\/t.co\/x \_/",
         r"it's ✅ é 🚀 🚀 a b \_/"),
+    "bytes": (r"b'caf\xc3\xa9 it\'s \xf0\x9f\x9a\x80'", "café it's 🚀"),
+    "bytes in other quotes": (r'b"it\'s\nmine"', "it's mine"),
+    "no bytes": ("b'half of one, \"a saying\"", None),
     "HTML": ("<p>5 &lt; 6<BR/>a<b>b</b></p><p><a href=\"x\" class='y'>@<span>c</span></a></p>",
         "5 < 6 ab @c"),
     "no HTML": ("I <3 it, a < b > c, <Run Program> if a<b and c>d &lt;b&gt;",
@@ -229,13 +232,6 @@ OF_ONE, OF_TWO = ["NA"], ["“Füße”, two lines; a tab"]
 LINES = "\n".join(FILLER)
 STRAY = ["Füße 🚀".encode(), "Straße “quoted” … 5 €".encode("cp1252"), LINES.encode()]
 FULLER = [["text", "full_text"], ["cut o… https://t.co/x", "cut off no more"], ["only here", ""]]
-CELLS = {
-    r"b'caf\xc3\xa9 it\'s \xf0\x9f\x9a\x80'": "café it's 🚀",
-    r'b"it\'s\nmine"': "it's mine",
-    "b'half of one": "b'half of one",
-    r'"caf\u00e9 \"ole\" \ud83d\ude80"': 'café "ole" 🚀',
-    '"a saying"': '"a saying"',
-}
 RETWEETS = ["RT @a: b", "RT@a", "RT\u00a0@a", '"rt @a', "“RT @a", "\u200bRT @a", "RT : @a", "RT &#64;a"]
 MIXED = table(["text", "@a @b see @c's a@b.c https://t.co/x", "https://t.co/y is har… https://t.co/z"])
 NUMBERS = ["0", "1", "2"]
@@ -270,11 +266,9 @@ READ = {  # id: (file name and flags, content, tweets)
     "a zip of a table": ("in.zip", PACKED, OF_ONE),
     "CRLF": ("in.csv", table(ONE).replace("\n", "\r\n"), OF_ONE),
     "blank lines": ("in.csv", "\n\n" + table(ONE).replace("\n", "\n\n  \n"), OF_ONE),
-    "rows end in a comma": ("in.csv", table(ONE).replace("\n", ",\n").replace(",\n", "\n", 1), OF_ONE),
     "repeated headers": ("in.csv", table(ONE) + table(ONE).replace("NA", "007"), ["NA", "007"]),
-    "cells of bytes or JSON": ("in.csv", table(["text", *CELLS]), list(CELLS.values())),
     "retweets": ("in.csv", table(["text", *RETWEETS, "art@home", "Art, @home"]), ["art@home", "Art, @home"]),
-    "too long for a post": ("in.csv", table(["text", "a" * 25_000, "." + " " * 1_000_000]), ["a" * 25_000]),
+    "too long": ("in.csv", table(["text", "a" * 25_000, "." + " " * 1_000_000 + "."]), ["a" * 25_000]),
     "lines like a header": ("in.txt", f"Tweet\n{LINES}", ["Tweet"]),
     "a line like an author": ("in.txt", f"Author, retweet\n{LINES}", ["Author, retweet"]),
     "a stray byte": ("in.txt", b"\n".join(STRAY), ["Füße 🚀", "Straße “quoted” … 5 €"]),
@@ -292,6 +286,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "bare commas in the one column": ("in.csv", "text\na, b\n" + LINES, ["a, b"]),
     "Excel's first line": ("in.csv", "sep=;\n" + table(TWO, ";"), OF_TWO),
     "lines like rows": ("in.csv", table(LIKE_ROWS), ["Great! 100,000 sold", "1, silk 2, string", "a 3,5 km"]),
+    "tabs, all in quotes": ("in.tsv", table(ONE, "\t"), OF_ONE),
     "tabs without quotes": ("in.tsv", TAB, ['"So" it is', 'say "go"', 'whole "cell"', '"open']),
     "marks of GPT-2's trainers": ("in.txt", MARKED, ["in two lines"]),
     "brackets": ("my [2023] *.csv", table(ONE), OF_ONE),
@@ -339,9 +334,10 @@ def test_in_a_folder_the_archive_wins_then_tables_then_text(make):
     assert "among id, name" in make(rest, name="rest").error
     bare = {"LICENSE.txt": README, "tweets.xlsx": ""}
     assert "only LICENSE.txt, tweets.xlsx" in make(bare, name="bare").error
-    tables = rest | {"b.csv": table(["text"]), "a.txt": table(ONE, "\t")}
+    tables = rest | {"b.csv": table(["text"]), "a.tsv": table(ONE, "\t"), "c.txt": LINES}
     done = make(tables, name="tables")
-    assert (done.tweets, done.meta["sources"]) == (OF_ONE, ["a.txt", "b.csv"])
+    assert (done.tweets, done.meta["sources"]) == (OF_ONE, ["a.tsv", "b.csv"])
+    assert "c.txt" in done.err and "among id, name" in done.err
     packed = zipped({"data/tweets.js": archive(["the archive's", *FILLER])})
     done = make(tables | {"twitter.zip": packed}, name="all")
     assert done.tweets == ["the archive's"]
@@ -374,14 +370,12 @@ def test_several_files_are_joined_and_each_tweet_kept_once(make, tmp_path):
 
 
 ROWS = "".join(f"{100 + i},2020-01-{10 + i},{tweet}\n" for i, tweet in enumerate(FILLER[:20]))
-WORDY = "id,words\n" + "1,one speaks at length here\n" * 9
 
 REFUSED = {  # id: (file name and flags, content, what is told)
     "missing": ("in.csv", {}, "no such file"),
     "a pattern for nothing": ("gone-*.csv", {}, "no such file"),
     "empty": ("in.csv", "\n\n", "empty"),
     "no column": ("in.csv", "id,when\n1,2\n", "among id, when: name one with --text_column"),
-    "a likely column": ("in.csv", WORDY, "--text_column='words'"),
     "bytes": ("in.csv", bytes(range(256)) * 20, "no column"),
     "half a gz": ("in.csv.gz", gzip.compress(table(TWO).encode())[:-20], "cannot be read"),
     "no gz": ("in.csv.gz", "text\nhello", "zipped"),
@@ -396,10 +390,9 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "no header": ("in.csv", f"7,2020-01-01,a\n{ROWS}", "names no columns (7, 2020-01-01, a); put names"),
     "no header, one column": ("in.csv", f"it is a long first tweet\n{LINES}", "name the file .txt"),
     "lines before the header": ("in.csv", f"Export of me\n\nid,date,text\n{ROWS}", "line 3 seems to name"),
-    "a likely column, no name": ("in.csv", WORDY.replace("words", "", 1), "name one with --text_column"),
-    "one column": ("in.csv", f"words\n{LINES}", "If that is a tweet, put names above"),
+    "one column": ("in.csv", f"words\n{LINES}", "if that is a tweet, put names above"),
     "half a tweets.js": ("tweets.js", archive(FILLER)[:-40], "is damaged"),
-    "another js": ("account.js", "window.YTD.account.part0 = [1]", "no table, text or archive of X's"),
+    "another js": ("ad.js", 'window.YTD.ad.part0 = [{"ad": {"id": "1"}}]', "no table, text or archive"),
     "a table without authors": ("in.csv --user=nasa", table(ONE), "leave out --user"),
     "lines without authors": ("in.txt --user=nasa", LINES, "leave out --user"),
     # rows whose cells may be shifted, with their line
@@ -407,8 +400,7 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "a bare comma at an end": ("in.csv", f"id,date,text\n{ROWS}7,x,cold,\n", "line 22: 4 cells"),
     "a bare separator at once": ("in.csv", "text;id;x\nhi; it is cold;2;L2\nb;3;L3\n", "line 2: 4 cells"),
     "a short row, blank lines": ("in.csv", f"id,date,text\n\n{ROWS}\n7,x\n", "line 24: 2 cells"),
-    "swallowed rows": ("in.csv", f'id,date,text\n7,x,"a\n{ROWS}8,x,b"\n{ROWS}', "line 2: a stray quote"),
-    "swallowed, text first": ("in.csv", 'text,id\na,10\n"b,11\nc,12\nd",13\ne,14\n', "line 3: a stray quote"),
+    "swallowed": ("in.csv", f'id,date,text\n7,2020-01-09,"a\n{ROWS}8,x,b"\n', "line 2: a stray quote"),
     "a quote without an end": ("in.csv", f'id,date,text\n{ROWS}7,x,"open\n{ROWS}', "line 22: "),
     "quotes escaped by a stroke": ("in.csv", 'id,text\n1,"he \\"hi\\", loud"\n', "line 2: "),
 }  # fmt: skip
@@ -421,21 +413,17 @@ def test_what_cannot_be_used_is_refused_in_one_line(make, words, content, told):
     assert told in error and name in error
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("text\n", "0 of 0 rows are too few to split"),
-        (
-            "text\n@a\nhttps://t.co/x\nRT @a: b\n",
-            "0 of 3 rows are too few to split; dropped: 2 empty, 1 retweets",
-        ),
-        (f"text\n{'a' * 25_001}", "dropped: 1 longer than 25,000 characters"),
-        ("text\nalone\n", "1 of 1 rows are too few to split; dropped: none; is it the right"),
-        ("user,text\nnasa,alone\n", "; dropped: none; authors: 1 nasa;"),
-    ],
-)
-def test_where_nothing_is_left_the_reason_is_told(make, content, told):
-    assert told in make(content).error + "\n"
+NOTHING_LEFT = {
+    "text\n": "0 of 0 rows are too few to split",
+    "text\n@a\nhttps://t.co/x\nRT @a: b\n": "0 of 3 rows are too few to split; dropped: 2 empty, 1 retweets;",
+    f"text\n{'a' * 25_001}": "dropped: 1 longer than 25,000 characters;",
+    "user,text\nnasa,alone\n": "1 of 1 rows are too few to split; dropped: none; authors: 1 nasa;",
+}
+
+
+def test_where_nothing_is_left_the_reason_is_told(make):
+    for content, told in NOTHING_LEFT.items():
+        assert told in make(content).error
 
 
 # --- splitting and tokens -------------------------------------------------------------------------
@@ -501,12 +489,12 @@ def test_the_sample_is_written_as_documented(prepared, tokenizer):
 
 
 def test_the_summary_tells_what_was_done(prepared):
-    tweets, meta = read_back(prepared.folder)
+    meta = read_back(prepared.folder)[1]
     told = {int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", prepared.out)}
     counted = ("tweets", "tokens", "bytes", "distinct_tokens")
     keys = ["rows", "tweets", *(f"{name}_{what}" for name in ("train", "val") for what in counted)]
     assert {meta[key] for key in keys} | set(meta["dropped"].values()) <= told
-    assert tweets[0][:50] in prepared.out and prepared.err == ""
+    assert prepared.err == ""
     # the next command names the folder that this one wrote
     words = shlex.split(prepared.out.splitlines()[-1])
     assert words[:4] == ["next", sys.orig_argv[0], "train.py", "config/elon.py"]
@@ -523,57 +511,48 @@ def test_a_dry_run_shows_ten_tweets_and_writes_nothing(command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("flag", ["--dry_run", "--min_chars=1"])
-def test_a_terminal_that_lacks_a_character_shows_it_escaped(shell, repo, tmp_path, flag):
+def test_a_terminal_that_lacks_a_character_shows_it_escaped(shell, repo, tmp_path):
     write(tmp_path / "in.csv", table(["text", "火星 🚀 é"]))
-    words = [repo / "prepare.py", tmp_path / "in.csv", f"--data_dir={tmp_path / 'out'}", flag]
-    done = shell(*words, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, cwd=tmp_path)
+    ascii = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = shell(repo / "prepare.py", tmp_path / "in.csv", "--dry_run", env=ascii, cwd=tmp_path)
     assert done.code == 0, done.err
     assert "\\u706b\\u661f \\U0001f680 \\xe9" in done.out
 
 
-@pytest.fixture
-def serve(monkeypatch):
-    """Let what prepare.py fetches be some bytes, or an error."""
-
-    def serve(content):
-        def urlopen(url, timeout):
-            assert url == prepare.KAGGLE_URL
-            if isinstance(content, Exception):
-                raise content
-            return io.BytesIO(content)
-
-        monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-
-    return serve
-
-
-def test_without_input_the_tweets_are_fetched_once(command, serve, tmp_path):
-    serve(zipped({"readme.txt": "hello", "any.csv": table([["id", "text"]])}))
-    assert command("prepare.py", f"--data_dir={tmp_path}").code == 0
-    tweets, meta = read_back(tmp_path)
-    assert (tweets, meta["sources"]) == (FILLER, ["elon_musk_tweets.csv"])
-    serve(OSError("fetched again"))  # the second run uses the file that was kept
-    assert command("prepare.py", f"--data_dir={tmp_path}").err == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*OUTPUTS, "elon_musk_tweets.csv"])
-
-
-NO_DOWNLOAD = {  # id: (what is fetched, what is told)
+FETCHED = {  # id: (what is fetched, what is told)
+    "a zip": (zipped({"readme.txt": "hello", "elon_musk_tweets.csv": table([["id", "text"]])}), ""),
     "a web page": (b"<html>Please log in</html>" * 100, "not a zip"),
     "no table": (zipped({"readme.txt": "hello"}), "no item named"),
     "no server": (OSError("refused"), "refused"),
 }
 
 
-@cases(("content", "problem"), NO_DOWNLOAD)
-def test_without_a_download_the_sample_is_used_aloud(command, serve, tmp_path, content, problem):
-    serve(content)
-    data = tmp_path / "data"
-    done = command("prepare.py", f"--data_dir={data}")
-    assert done.code == 0 and read_back(data)[1]["sources"] == ["sample_tweets.csv"]
-    for word in (problem, "sample_tweets.csv", "https://www.kaggle.com/datasets/", str(data)):
-        assert word in done.err.splitlines()[-1]
-    assert sorted(path.name for path in data.iterdir()) == OUTPUTS
+@cases(("content", "problem"), FETCHED)
+def test_without_input_tweets_are_fetched_once_or_invented(command, monkeypatch, tmp_path, content, problem):
+    def urlopen(url, timeout):
+        assert url == prepare.KAGGLE_URL
+        if isinstance(content, Exception):
+            raise content
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    done = command("prepare.py", f"--data_dir={tmp_path / 'data'}")
+    tweets, meta = read_back(tmp_path / "data")
+    kept = sorted(path.name for path in (tmp_path / "data").iterdir())
+    if problem:
+        assert (meta["sources"], kept) == (["sample_tweets.csv"], OUTPUTS)
+        for word in (
+            problem,
+            "sample_tweets.csv",
+            "https://www.kaggle.com/datasets/",
+            str(tmp_path / "data"),
+        ):
+            assert word in done.err.splitlines()[-1]
+    else:
+        name = "elon_musk_tweets.csv"
+        assert (tweets, meta["sources"], kept) == (FILLER, [name], sorted([*OUTPUTS, name]))
+        monkeypatch.setattr(urllib.request, "urlopen", None)
+        assert command("prepare.py", f"--data_dir={tmp_path / 'data'}").err == ""
 
 
 def test_many_tweets_are_all_kept_and_told_to_go_into_the_large_preset(make):
