@@ -21,11 +21,9 @@ import html
 import importlib.util
 import io
 import json
-import os
 import pathlib
 import re
 import sys
-import textwrap
 import urllib.request
 import zipfile
 import zlib
@@ -97,7 +95,7 @@ def main(settings):
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet not in val]))
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
-            left = f"{sources.total() - dropped.total()} of {sources.total():,} rows are too few to split"
+            left = f"{sources.total() - dropped.total()} rows are too few to split; read: {listed(sources)}"
             why = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
             raise UserError(f"{left}; {why}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
@@ -110,28 +108,30 @@ def main(settings):
 
 # the names of files that may hold tweets, among much else in a folder or a zip; of these kinds only the first
 # that it holds is read: text beside a table is hardly what was meant
-ARCHIVE = re.compile(r"(note-)?tweets?(-part\d+)?\.js")  # of X
-TABLE = re.compile(r"(?i)(?!meta\.json).*\.([ct]sv|(nd)?jsonl?)(\.gz)?")
-TEXT = re.compile(r"(?i)(?!readme|licen|processed\.txt).*\.txt(\.gz)?")
-KINDS = ARCHIVE, TABLE, TEXT
+KINDS = [
+    re.compile(r"(note-)?tweets?(-part\d+)?\.js"),  # X's archive
+    re.compile(r"(?i)(?!meta\.json).*\.([ct]sv|(nd)?jsonl?)(\.gz)?"),
+    re.compile(r"(?i)(?!readme|licen|processed\.txt).*\.txt(\.gz)?"),
+]
 
 
 def find_files(settings, data_dir):
     """The files that the user names, each once, else Kaggle's CSV or the sample."""
     paths = [] if settings.input else [find_csv(data_dir)]
-    for name in map(os.path.expanduser, settings.input):  # a name with brackets may be no pattern
-        paths += [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
+    for path in (pathlib.Path(name).expanduser() for name in settings.input):
+        matches = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))
+        paths += list(map(pathlib.Path, matches)) or [path]  # a name with brackets may be no pattern
     found = {}
-    for path in map(pathlib.Path, paths):
+    for path in paths:
         if not path.exists():
             raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
         with damage_told(path):
             files = list(files_in(path))
         of_kinds = [[file for file in files if kind.fullmatch(file.name)] for kind in KINDS]
-        chosen, *others = list(filter(None, of_kinds)) or [files]
         if not any(of_kinds) and files != [path]:
-            only = textwrap.shorten(", ".join(file.name for file in files), 200)
-            raise UserError(f"{path} holds no table, text or archive of X's, only {only}")
+            only = ", ".join(file.name for file in files)
+            raise UserError(f"{path} holds no table, text or archive of X's, only {only[:200]}")
+        chosen, *others = list(filter(None, of_kinds)) or [files]
         if others:
             print(f"left out beside {chosen[0]}: {', '.join(map(str, chain(*others)))}", file=sys.stderr)
         found |= dict.fromkeys(chosen)
@@ -164,8 +164,8 @@ def files_in(path):
     elif path.suffix.lower() == ".zip":
         names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
         yield from map(zipfile.Path(path).joinpath, names)
-    elif ARCHIVE.fullmatch(path.name):
-        yield from (part for part in sorted(path.parent.iterdir()) if ARCHIVE.fullmatch(part.name))
+    elif KINDS[0].fullmatch(path.name):
+        yield from (part for part in sorted(path.parent.iterdir()) if KINDS[0].fullmatch(part.name))
     else:
         yield path
 
@@ -173,14 +173,8 @@ def files_in(path):
 # --- reading: every row of every file becomes {column: cell} ----------------------------------------
 
 # names of columns as `plain` writes them, the likeliest first
-TEXTS = (
-    "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent "
-    "renderedcontent embeddedtext body post status"
-)
-AUTHORS = (
-    "username screenname userscreenname authorusername authorscreenname fromuser handle userhandle "
-    "author user account"
-)
+TEXTS = "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent body post"
+AUTHORS = "username screenname userscreenname authorusername fromuser handle userhandle author user account"
 MARKS = "isretweet retweet type posttype tweettype"  # that tell whether it is the post of another
 # a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
 OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
@@ -367,7 +361,7 @@ def swallows_rows(cells, separator):
 
 def advice(file, names, settings):
     """Why a file holds no tweets, and how to go on."""
-    told = textwrap.shorten(", ".join(filter(None, names)), 200)
+    told = ", ".join(filter(None, names))[:200]
     if not (told and any(kind.fullmatch(file.name) for kind in KINDS)):
         return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as stream:
@@ -436,22 +430,23 @@ RETWEET = re.compile(  # where another's words begin that go on to the end
 def clean_tweets(rows, settings):
     """Yield (file name, author, text, clean tweet, why it is left out or "") of each row."""
     user = settings.user.removeprefix("@").casefold()
-    seen, long_posts = set(), set()  # hashes, because a million tweets take much memory; beginnings
+    seen = set()  # hashes: a million tweets would take much memory
+    long_posts = set()  # how those in note-tweet.js begin, which is read before the tweets.js that cuts them
     for name, author, text, is_others in rows:
         tweet, why = clean(text[:MAX_CHARS], settings), ""
         if user and author.removeprefix("@").casefold() != user:
             why = "by other authors"
-        elif is_others or (not tweet and RETWEET.search(decoded(text))):
-            why = "retweets"
         elif len(text) > MAX_CHARS:
             why = f"longer than {MAX_CHARS:,} characters"
+        elif is_others or (not tweet and RETWEET.search(decoded(text))):
+            why = "retweets"
         elif not tweet:
             why = "empty"
         elif len(tweet) < settings.min_chars:
             why = f"shorter than {settings.min_chars} characters"
         elif hash(tweet) in seen:
             why = "duplicates"
-        elif name.startswith("note-tweet"):  # it is read before tweets.js, which cuts long posts
+        elif name.startswith("note-tweet"):
             long_posts.add(tweet[:100])
         elif tweet[:100] in long_posts:
             why = "beginnings of long posts, whole in note-tweet.js"
@@ -576,18 +571,19 @@ def report(settings, tokenizer, sources, authors, dropped):
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
     meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
     meta |= {"rows": n_rows, "dropped": dropped, "tweets": n_tweets}
-    train, val = (np.fromfile(f"{folder}/{name}.bin", "<u2") for name in ("train", "val"))
-    for name, ids in (("train", train), ("val", val)):
+    for name in ("train", "val"):
+        ids = np.fromfile(f"{folder}/{name}.bin", "<u2")
         counts = {"tweets": int((ids == END_OF_TEXT).sum()) - 1, "tokens": len(ids)}
         counts |= {"distinct_tokens": len(np.unique(ids)), "bytes": count_bytes(tokenizer, ids)}
-        meta |= {f"{name}_{what}": count for what, count in counts.items()}
         print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts.values()))
+        counts["sha256"] = hashlib.sha256(ids).hexdigest()
+        meta |= {f"{name}_{what}": count for what, count in counts.items()}
     print(f"written   {folder}/processed.txt, train.bin, val.bin, meta.json")
-    preset = "config/large.py" if len(train) >= LARGE_TOKENS else "config/elon.py"
+    preset = "config/large.py" if meta["train_tokens"] >= LARGE_TOKENS else "config/elon.py"
     # a data set of its own gets a run of its own
     where = [f"--data_dir={folder}", f"--out_dir=out/{pathlib.Path(folder).name}"] if folder != "data" else []
     print(f"next      {command('train.py', preset, *where)}")
-    return meta | {"train_sha256": hashlib.sha256(train).hexdigest()}
+    return meta
 
 
 def listed(counter):
