@@ -172,24 +172,22 @@ def files_in(path):
 
 # --- reading: every row of every file becomes {column: cell} ----------------------------------------
 
-# names of columns as `plain` writes them, the likeliest first
+# names of columns as `plain` writes them, the likeliest first; a mark tells whether a post is another's
 TEXTS = "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent body post"
 AUTHORS = "username screenname userscreenname authorusername fromuser handle userhandle author user account"
-MARKS = "isretweet retweet type posttype tweettype"  # that tell whether it is the post of another
+MARKS = "isretweet retweet type posttype tweettype"
+WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
 # a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
 OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
 COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
-WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
-NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # no column is called so
+OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
 BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
 LISTS = "data", "statuses", "tweets"  # where X's own programs put a list of posts
 GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
 QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
-OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
+NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # no column is called so
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
-# what to do with bytes that are not UTF-8, and with characters that Windows-1252 lacks
 codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
-codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
 
 
 def read_tweets(files, settings):
@@ -197,12 +195,13 @@ def read_tweets(files, settings):
     for file in files:
         with damage_told(file), open_text(file) as stream:
             names, rows = table(file, stream, settings)
-            texts, authors = text_columns(names, settings), columns(names, AUTHORS)
+            texts, authors = columns(names, plain(settings.text_column) or TEXTS), columns(names, AUTHORS)
             if not texts:
                 problem = f"{file} holds no tweets: {advice(file, names, settings)}"
                 if len(files) == 1:
                     raise UserError(problem)
-                print(f"left out: {problem}", file=sys.stderr)
+                if names:  # that a file is empty is no loss
+                    print(f"left out: {problem}", file=sys.stderr)
                 continue
             if settings.user and not authors:
                 raise UserError(f"{file} names no authors; leave out --user")
@@ -211,7 +210,8 @@ def read_tweets(files, settings):
             counting = {name for row in first for name in row if COUNT.fullmatch(row[name])}
             marks = [name for name in columns(names, MARKS) if name not in counting]
             for row in chain(first, rows):
-                text, is_others = filled(row, texts), any(OTHERS.match(filled(row, [name])) for name in marks)
+                is_others = any(OTHERS.match(filled(row, [name])) for name in marks)
+                text = filled(row, texts)
                 if len(text) == limit and OPEN_END.search(text):
                     text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
                 yield file.name, filled(row, authors), text, is_others
@@ -262,7 +262,7 @@ def table(file, stream, settings):
         return list(dict.fromkeys(chain.from_iterable(first))), chain(first, rows)
     separator, names = split(line)
     # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
-    is_header = settings.text_column or (len(names) > 1 and text_columns(names, settings))
+    is_header = settings.text_column or (len(names) > 1 and columns(names, TEXTS))
     if suffix == ".txt" and not is_header:
         tweets = GPT2_MARK.split(stream.read()) if GPT2_MARK.search(line) else stream
         return ["text"], ({"text": tweet} for tweet in tweets if tweet.strip())
@@ -275,13 +275,8 @@ def split(line):
     return separator, next(csv.reader([line], delimiter=separator), [])
 
 
-def text_columns(names, settings):
-    """Those of `names` that may hold the tweet: the one that the user names, else all with a usual name."""
-    return columns(names, plain(settings.text_column) or TEXTS)
-
-
 def columns(names, words):
-    """Those of `names` that are among `words`, in their order; inner ones, "legacy.full_text", if none is."""
+    """Those of `names` that `words` lists, in its order; if none, inner ones, as "legacy.full_text"."""
     outer = {plain(name): name for name in reversed(names)}
     inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
     wanted = words.split()
@@ -366,11 +361,10 @@ def advice(file, names, settings):
         return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as stream:
         for number, line in enumerate(islice(stream, 200), 1):
-            if text_columns(split(line)[1], settings):
+            if columns(split(line)[1], plain(settings.text_column) or TEXTS):
                 return f"line {number} seems to name the columns; delete the lines before it"
     header = "put names above it, as id,text"
-    missing = f"no column {settings.text_column or 'with a usual name for tweets'} among {told}"
-    missing += ": name one with --text_column=…"
+    missing = f"no column {settings.text_column or 'of tweets'} among {told}: name one with --text_column=…"
     if len(names) == 1:
         header += "; or, with a tweet a line, name the file .txt"
         missing += f"; or, if that is a tweet, {header}"
@@ -383,16 +377,17 @@ def advice(file, names, settings):
 
 # what sources write for characters: Python's b'…', \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
 BYTES = re.compile(r"""^b(['"])(.*)\1$""", re.DOTALL)
-X = "[0-9A-Fa-f]"
-CODE = re.compile(f"{X}{{2,}}")
-CODED = re.compile(rf"(?:\\x{X}{{2}}|\\u{X}{{4}}|\\U000{X}{{5}}|<U\+(?:000)?{X}{{4,5}}>|<[89a-f][0-9a-f]>)+")
+HEX = "[0-9A-Fa-f]"
+CODE = rf"\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>"
 # written-out line breaks and the tags of blocks part words; strokes before signs and other tags do not
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
 LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of most characters in UTF-8
-# control characters that stand for what Windows-1252 has there, as in browsers, and those that nobody sees
-MEANT = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
+# and what it lacks is the byte itself
+codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
+# control characters stand for what Windows-1252 has there, as in browsers, or are not seen
+CONTROL = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
 UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 # the characters of a link; those of languages that write without spaces are text that follows it
@@ -486,14 +481,19 @@ def decoded(text):
     """A text as its author saw it, in one line, whatever its source has written for the characters."""
     text = BYTES.sub(r"\2", text.strip())
     if "\\" in text or "<" in text:
-        text = CODED.sub(lambda run: repaired("".join(chr(int(x, 16)) for x in CODE.findall(run[0]))), text)
+        text = re.sub(f"(?:{CODE})+", characters, text)
         text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
     if not text.isascii():
         text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
     text = html.unescape(html.unescape(text))  # some sources escape twice
     if not text.isprintable():
-        text = UNSEEN.sub("", text.translate(MEANT))
+        text = UNSEEN.sub("", text.translate(CONTROL))
     return " ".join(text.split())
+
+
+def characters(codes):
+    """What a run of codes, a match, stands for: characters, or the bytes of them in UTF-8."""
+    return repaired("".join(chr(int(code, 16)) for code in re.findall(f"{HEX}{{2,}}", codes[0])))
 
 
 def repaired(text):
@@ -508,8 +508,8 @@ def repaired(text):
 def held_out(tweet, tenth=0):
     """Whether a tweet belongs to the held-out split, or to another tenth of all.
 
-    Decided by the letters and digits of its text alone, so that adding or reordering rows moves no
-    tweet across, and tweets that differ in case or punctuation land on the same side.
+    Its letters and digits alone decide, so that new rows move no tweet across, and tweets that differ in
+    case or punctuation land on the same side.
     """
     letters = "".join(re.findall(r"[^\W_]+", tweet.casefold()))
     return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
@@ -566,7 +566,7 @@ def report(settings, tokenizer, sources, authors, dropped):
     folder, n_rows, n_tweets = settings.data_dir, sources.total(), sources.total() - dropped.total()
     print(f"read      {n_rows:,} rows of {', '.join(sources)}")
     print(f"dropped   {listed(dropped)}")
-    print(f"kept      {n_tweets:,} tweets")
+    print(f"kept      {n_tweets:,} tweets, in {folder}/processed.txt, train.bin and val.bin")
     if len(authors) > 1 and not settings.user:
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
     meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
@@ -578,7 +578,6 @@ def report(settings, tokenizer, sources, authors, dropped):
         print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts.values()))
         counts["sha256"] = hashlib.sha256(ids).hexdigest()
         meta |= {f"{name}_{what}": count for what, count in counts.items()}
-    print(f"written   {folder}/processed.txt, train.bin, val.bin, meta.json")
     preset = "config/large.py" if meta["train_tokens"] >= LARGE_TOKENS else "config/elon.py"
     # a data set of its own gets a run of its own
     where = [f"--data_dir={folder}", f"--out_dir=out/{pathlib.Path(folder).name}"] if folder != "data" else []
