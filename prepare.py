@@ -133,7 +133,8 @@ def find_files(settings, data_dir):
             raise UserError(f"{path} holds no table, text or archive of X's, only {only[:200]}")
         chosen, *others = list(filter(None, of_kinds)) or [files]
         if others:
-            print(f"left out beside {chosen[0]}: {', '.join(map(str, chain(*others)))}", file=sys.stderr)
+            left = ", ".join(file.name for file in chain(*others))
+            print(f"left out beside {chosen[0]}: {left[:200]}", file=sys.stderr)
         found |= dict.fromkeys(chosen)
     return list(found)
 
@@ -219,7 +220,10 @@ def read_tweets(files, settings):
 
 def filled(row, names):
     """The first cell of `names` that is not empty: a row may lack the full form of its text."""
-    return next((row[name].strip() for name in names if row.get(name)), "")
+    for name in names:
+        if row.get(name):
+            return row[name].strip()
+    return ""
 
 
 def cut_length(texts):
