@@ -193,16 +193,13 @@ codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp
 
 def read_tweets(files, settings):
     """Yield (file name, author, text, whether it is marked as another's) of each row of the files."""
+    problems = {}  # of files that hold no tweets: {what is told: the names of their columns}
     for file in files:
         with damage_told(file), open_text(file) as stream:
             names, rows = table(file, stream, settings)
             texts, authors = columns(names, plain(settings.text_column) or TEXTS), columns(names, AUTHORS)
             if not texts:
-                problem = f"{file} holds no tweets: {advice(file, names, settings)}"
-                if len(files) == 1:
-                    raise UserError(problem)
-                if names:  # that a file is empty is no loss
-                    print(f"left out: {problem}", file=sys.stderr)
+                problems[f"{file} holds no tweets: {advice(file, names, settings)}"] = names
                 continue
             if settings.user and not authors:
                 raise UserError(f"{file} names no authors; leave out --user")
@@ -216,6 +213,10 @@ def read_tweets(files, settings):
                 if len(text) == limit and OPEN_END.search(text):
                     text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
                 yield file.name, filled(row, authors), text, is_others
+    if len(problems) == len(files):
+        raise UserError("; ".join(problems))
+    for problem in filter(problems.get, problems):  # an empty file is no loss
+        print(f"left out: {problem}", file=sys.stderr)
 
 
 def filled(row, names):
@@ -257,7 +258,7 @@ def open_text(file):
 
 def table(file, stream, settings):
     """(names of its columns, iterator over its rows, each {name: cell}) of any file, opened as `stream`."""
-    line = next((line for line in stream if line.strip() and not line.startswith("sep=")), "")
+    line = next((line for line in stream if line.strip() and not line.strip('"').startswith("sep=")), "")
     stream.seek(0)
     suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
     if suffix in (".js", ".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
@@ -362,14 +363,15 @@ def advice(file, names, settings):
     """Why a file holds no tweets, and how to go on."""
     told = ", ".join(filter(None, names))[:200]
     if not (told and any(kind.fullmatch(file.name) for kind in KINDS)):
-        return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
+        return "it is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as stream:
-        for number, line in enumerate(islice(stream, 200), 1):
-            if columns(split(line)[1], plain(settings.text_column) or TEXTS):
-                return f"line {number} seems to name the columns; delete the lines before it"
+        lines = list(islice(stream, 200))
+    for number, line in enumerate(lines, 1):
+        if columns(split(line)[1], plain(settings.text_column) or TEXTS):
+            return f"line {number} seems to name the columns; delete the lines before it"
     header = "put names above it, as id,text"
     missing = f"no column {settings.text_column or 'of tweets'} among {told}: name one with --text_column=…"
-    if len(names) == 1:
+    if len(names) == 1 and not BEGINS_JSON.match(lines[0]):
         header += "; or, with a tweet a line, name the file .txt"
         missing += f"; or, if that is a tweet, {header}"
     if any(map(NO_NAME.match, names)):

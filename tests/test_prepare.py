@@ -218,7 +218,6 @@ def test_one_author(make, column):
     content = "\n".join([f"{column},text", "esa,said", " @NASA,said", *(f"nasa,{t}" for t in FILLER)])
     done = make(content, "--user=Nasa")
     assert (done.tweets, done.meta["dropped"]) == (["said"], {"by other authors": 1})
-    assert done.meta["user"] == "Nasa"
     assert "3: 40 nasa, 1 esa, 1 @NASA; --user" in make(content).out
     assert "authors: 40 nasa, 1 esa, 1 @NASA; is it the right" in make(content, "--user=me").error
 
@@ -270,8 +269,8 @@ READ = {  # id: (file name and flags, content, tweets)
     "gzipped lines": ("in.txt.gz", gzip.compress(LINES.replace("\n", "\r\n").encode()), []),
     "a folder of lines": ("in", {"a.zip": OF_LINES, "data/processed.txt": "made by prepare.py"}, []),
     "a list of objects": ("in.zip", zipped({"a.json": json.dumps(OBJECTS, indent=1)}), ["it's “new” 🚀"]),
-    "an object a line": ("in.ndjson", JSON_LINES, ["it's “new” 🚀"]),
     "Python's dicts": ("in.txt", "\n".join(map(repr, OBJECTS)), ["it's “new” 🚀"]),
+    "an object a line": ("in.ndjson", JSON_LINES, ["it's “new” 🚀"]),
     "objects in a gz": ("in.jsonl.gz --user=@NASA", gzip.compress(JSON_LINES.encode()), []),
     "objects in objects": ("in.json", json.dumps(NESTED), []),
     "a list of texts": ("in.json", json.dumps(FILLER), []),
@@ -280,6 +279,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "pipes": ("in.csv", table(TWO, "|"), OF_TWO),
     "bare commas in the one column": ("in.csv", "text\na, b\n" + LINES, ["a, b"]),
     "Excel's first line": ("in.csv", "sep=;\n" + table(TWO, ";"), OF_TWO),
+    "its first line in quotes": ("in.csv", '"sep=;"\n' + table(TWO, ";"), OF_TWO),
     "lines like rows": ("in.csv", table(LIKE_ROWS), ["Great! 100,000 sold", "1, silk 2, string", "a 3,5 km"]),
     "tabs, all in quotes": ("in.tsv", table(ONE, "\t"), OF_ONE),
     "tabs without quotes": ("in.tsv", TAB, ['"So" it is', 'say "go"', 'whole "cell"', '"open']),
@@ -289,7 +289,6 @@ READ = {  # id: (file name and flags, content, tweets)
     "an older tweet.js": ("tweet.js", archive(FILLER), []),
     "X's archive": ("twitter.zip", zipped(ARCHIVE), []),
     # the text column
-    "a hyphen": ("in.csv", table([["id", "tweet-text", "status"], NUMBERS]), ["1"]),
     "the likeliest name": ("in.csv", table([["body", "content", "text"], NUMBERS]), ["2"]),
     "the fuller text": ("in.csv", table(FULLER), ["cut off no more", "only here"]),
     "named": ("in.csv --text_column my_words", table([["id", "My words", "text"], NUMBERS]), ["1"]),
@@ -361,7 +360,6 @@ ROWS = "".join(f"{100 + i},2020-01-{10 + i},{tweet}\n" for i, tweet in enumerate
 
 REFUSED = {  # id: (file name and flags, content, what is told)
     "missing": ("in.csv", {}, "no such file"),
-    "a pattern for nothing": ("gone-*.csv", {}, "no such file"),
     "empty": ("in.csv", "\n\n", "empty"),
     "no column": ("in.csv", "id,when\n1,2\n", "among id, when: name one with --text_column"),
     "bytes": ("in.csv", bytes(range(256)) * 20, "no column"),
@@ -371,9 +369,10 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "a zip of nothing": ("in.zip", zipped({"a.png": "x"}), "only a.png"),
     "a spreadsheet": ("in.xlsx", zipped({"workbook.xml": "<x>"}), "save a spreadsheet as a CSV"),
     "no objects": ("in.json", "[]", "empty"),
+    "one key": ("in.json", '[{"bio": "a"}]', "among bio: name one with --text_column=…\n"),
+    "some files": ("in", {"a.json": "[]", "b.csv": "id,x\n"}, "a.json holds no tweets: it is empty"),
     "other objects": ("in.json", '[{"id": 1, "user": {"bio": "a"}}]', "among id, user.bio: name one"),
     "half an object": ("in.jsonl", '{"text": "a"}\n{"text": ', "cannot be read"),
-    "half a list": ("in.json", '[{"text": "a"}, ', "cannot be read"),
     "half a dict": ("in.txt", "{'text': 'a'", "cannot be read"),
     "no header": ("in.csv", f"7,2020-01-01,a\n{ROWS}", "names no columns (7, 2020-01-01, a); put names"),
     "no header, one column": ("in.csv", f"it is a long first tweet\n{LINES}", "name the file .txt"),
@@ -402,7 +401,7 @@ REFUSED = {  # id: (file name and flags, content, what is told)
 def test_what_cannot_be_used_is_refused_in_one_line(make, words, content, told):
     name, *flags = words.split()
     error = make(content, *flags, name=name).error
-    assert told in error and name in error
+    assert told in f"{error}\n" and name in error
 
 
 # --- splitting and tokens -------------------------------------------------------------------------
@@ -475,7 +474,6 @@ def test_a_dry_run_shows_ten_tweets_and_writes_nothing(shell, repo, tmp_path):
 
 FETCHED = {  # id: (what is fetched, what is told)
     "a zip": (zipped({"readme.txt": "hello", "elon_musk_tweets.csv": table([["id", "text"]])}), ""),
-    "a web page": (b"<html>Please log in</html>" * 100, "not a zip"),
     "no table": (zipped({"readme.txt": "hello"}), "no item named"),
     "no server": (OSError("refused"), "refused"),
 }
