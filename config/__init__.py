@@ -38,8 +38,8 @@ def setting(default, help, *, low=-math.inf, high=math.inf, choices=None, group=
     """A field of a script's Settings: its default, its line of --help, and the values that it allows.
 
     Its type is that of the default; a tuple holds texts, one for each time that its flag is given. `low` and
-    `high` are allowed themselves. `group` opens a section of --help. `beats` names another setting, of which
-    a preset's value falls when this one is typed.
+    `high` are allowed themselves. `group` opens a section of --help. `beats` names another setting: to give
+    this one drops the value that an earlier preset gave to that.
     """
     about = {"help": help, "low": low, "high": high, "choices": choices, "group": group, "beats": beats}
     return dataclasses.field(default=default, metadata=about)
@@ -56,10 +56,8 @@ def load_settings(cls, argv, rest=None):
             raise SystemExit(0)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         preset, flags = read_words(argv, fields, rest)
-        for name in flags:  # --epochs beats a preset's max_iters
-            preset.pop(fields[name].metadata["beats"], None)
-        settings = cls(**preset | flags)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends the program while it imports torch
+        settings = cls(**overruled(preset, flags, fields))
+    on_ctrl_c(signal.SIG_DFL)  # it just ends the program while that imports torch
     return settings
 
 
@@ -81,9 +79,11 @@ def read_words(argv, fields, rest):
     for word in words:
         if word.startswith("--"):
             name, value = read_flag(word, words, fields)
-            flags[name] = flags.get(name, ()) + value if isinstance(value, tuple) else value
+            if isinstance(value, tuple):
+                value = flags.get(name, ()) + value
+            flags[name] = value
         elif word.endswith(".py"):
-            preset |= read_preset(word, fields)
+            preset = overruled(preset, read_preset(word, fields), fields)
         elif rest:
             others += (word,)
         else:
@@ -97,9 +97,11 @@ def read_flag(flag, following, fields):
     """(name, value) of a flag; without an "=", the value is the next of the words `following` it."""
     name, equals, text = flag.removeprefix("--").partition("=")
     field = find_field(name, fields)
-    if not equals:
-        text = "True" if isinstance(field.default, bool) else next(following, "--")
-        if text.startswith("--"):
+    if not equals and isinstance(field.default, bool):
+        text = "True"
+    elif not equals:
+        text = next(following, None)
+        if text is None or text.startswith("--"):
             raise UserError(f"{name}: no value is given; write --{name}=…")
     value = (text,) if isinstance(field.default, tuple) else text
     return name, checked(value, field)
@@ -107,20 +109,34 @@ def read_flag(flag, following, fields):
 
 def read_preset(path, fields):
     """{name: value} of a Python file that holds nothing but a docstring and lines of `name = literal`."""
-    values = {}
     try:
-        for statement in ast.parse(pathlib.Path(path).read_text(encoding="utf-8-sig"), path).body:
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                continue  # the docstring
-            (target,) = statement.targets
-            values[target.id] = checked(ast.literal_eval(statement.value), find_field(target.id, fields))
+        statements = ast.parse(pathlib.Path(path).read_text(encoding="utf-8-sig"), path).body
     except (OSError, SyntaxError, UnicodeError) as error:
         raise UserError(f"preset {path} cannot be read: {error}") from None
-    except (AttributeError, ValueError):  # another statement, or not a literal
-        raise UserError(f"preset {path}, line {statement.lineno}: not of the form name = value") from None
-    except UserError as error:
-        raise UserError(f"preset {path}, line {statement.lineno}: {error}") from None
+    values = {}
+    for statement in statements:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue  # the docstring
+        try:
+            name, value = assignment(statement)
+            values[name] = checked(value, find_field(name, fields))
+        except UserError as error:
+            raise UserError(f"preset {path}, line {statement.lineno}: {error}") from None
     return values
+
+
+def assignment(statement):
+    """(name, value) of a statement `name = literal`."""
+    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        with contextlib.suppress(ValueError, TypeError):  # no literal
+            return statement.targets[0].id, ast.literal_eval(statement.value)
+    raise UserError("not of the form name = value")
+
+
+def overruled(values, others, fields):
+    """`values` with `others` in their place, and without what these beat: `epochs` beats `max_iters`."""
+    beaten = {fields[name].metadata["beats"] for name in others}
+    return {name: value for name, value in values.items() if name not in beaten} | others
 
 
 def find_field(name, fields):
@@ -135,7 +151,7 @@ def find_field(name, fields):
 def checked(value, field):
     """A flag's text, or the value in a preset, as the type of its setting and within its limits."""
     name, kind, about = field.name, type(field.default), field.metadata
-    with contextlib.suppress(KeyError, ValueError):  # of another type it stays, and is told below
+    with contextlib.suppress(KeyError, ValueError):  # what is of another type is refused below
         if kind is bool and isinstance(value, str):
             value = BOOLEANS[value.lower()]
         elif (type(value), kind) in CONVERSIONS:
@@ -144,7 +160,7 @@ def checked(value, field):
         raise UserError(f"{name}: {value!r} is not {KINDS[kind]}")
     if about["choices"] and value not in about["choices"]:
         raise UserError(f"{name}: {value!r} is not one of {', '.join(about['choices'])}")
-    if kind in (int, float) and not (about["low"] <= value <= about["high"] and math.isfinite(value)):
+    if kind in (int, float) and not (about["low"] <= value <= about["high"] and abs(value) < math.inf):
         raise UserError(f"{name}: {value} is not between {about['low']} and {about['high']}")
     return value
 
@@ -154,20 +170,27 @@ def errors_in_one_line():
     """End the program without a traceback: for a UserError or an error of the file system with the line
     `script.py: error: …` and exit status 2, for Ctrl-C with `stopped` and status 130."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without emoji is no error
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # load_settings may have left another
+        # a terminal without emoji is no error; a pipe that nobody reads is told at once, not at exit
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    on_ctrl_c(signal.default_int_handler)  # raises KeyboardInterrupt
     try:
         yield
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # who read the output has seen enough, as `head` has
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (UserError, OSError) as error:
         script, text = pathlib.Path(sys.argv[0]).name, " ".join(str(error).split())
         print(f"{script}: error: {printable(text)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def on_ctrl_c(handler):
+    """Let `handler` answer Ctrl-C, unless the program was started to ignore it, as with & in a script."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
@@ -184,14 +207,16 @@ def written_whole(path, mode="w"):
         os.replace(beside, path)
     except BaseException as error:
         beside.unlink(missing_ok=True)
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save wraps it
+        # torch.save answers an OSError with a RuntimeError of its own
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
             raise UserError(f"cannot write {path}: {cause}; what was there before is untouched") from None
         raise
 
 
 def printable(text):
-    """`text` with those characters escaped that could control a terminal, end the line or reorder it."""
+    """`text` with the characters escaped that control a terminal, end the line, turn its direction, or are
+    half of a pair."""
     control = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
     return re.sub(control, lambda match: match[0].encode("unicode_escape").decode(), text)
 

@@ -1,7 +1,6 @@
 # A small model for trying things out: about 10 seconds on a laptop's CPU, and poor tweets.
 #
 #     python train.py config/tiny.py
-#
 n_layer = 2
 n_head = 2
 n_embd = 64
