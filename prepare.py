@@ -174,6 +174,7 @@ def files_in(path):
 # --- reading: every row of every file becomes {column: cell} ----------------------------------------
 
 # names of columns as `plain` writes them, the likeliest first; a mark tells whether a post is another's
+FORMS = "extendedtweetfulltext", "fulltext", "text"  # of one tweet
 TEXTS = "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent body post"
 AUTHORS = "username screenname userscreenname authorusername fromuser handle userhandle author user account"
 MARKS = "isretweet retweet type posttype tweettype"
@@ -197,19 +198,20 @@ def read_tweets(files, settings):
     for file in files:
         with damage_told(file), open_text(file) as stream:
             names, rows = table(file, stream, settings)
-            texts, authors = columns(names, plain(settings.text_column) or TEXTS), columns(names, AUTHORS)
+            texts = columns(names, plain(settings.text_column) or TEXTS)
+            authors = columns(names, AUTHORS)
             if not texts:
                 problems[f"{file} holds no tweets: {advice(file, names, settings)}"] = names
                 continue
             if settings.user and not authors:
                 raise UserError(f"{file} names no authors; leave out --user")
             first = list(islice(rows, FIRST_ROWS))
-            limit = cut_length([filled(row, texts) for row in first])
+            limit = cut_length([fullest(row, texts) for row in first])
             counting = {name for row in first for name in row if COUNT.fullmatch(row[name])}
             marks = [name for name in columns(names, MARKS) if name not in counting]
             for row in chain(first, rows):
                 is_others = any(OTHERS.match(filled(row, [name])) for name in marks)
-                text = filled(row, texts)
+                text = fullest(row, texts)
                 if len(text) == limit and OPEN_END.search(text):
                     text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
                 yield file.name, filled(row, authors), text, is_others
@@ -220,11 +222,14 @@ def read_tweets(files, settings):
 
 
 def filled(row, names):
-    """The first cell of `names` that is not empty: a row may lack the full form of its text."""
-    for name in names:
-        if row.get(name):
-            return row[name].strip()
-    return ""
+    """The first cell of `names` that is not empty."""
+    return next((row[name].strip() for name in names if row.get(name)), "")
+
+
+def fullest(row, names):
+    """The longest form of a row's text, of which others may be cut off; else the first that is not empty."""
+    forms = [row[name].strip() for name in names if plain(name) in FORMS and row.get(name)]
+    return max(forms, key=len, default=filled(row, names))
 
 
 def cut_length(texts):
@@ -335,6 +340,8 @@ def csv_rows(file, stream, names, separator):
         for cells in reader:
             if quoting == csv.QUOTE_NONE:
                 cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
+            if len(cells) == len(names) + 1 and not cells[-1]:
+                cells.pop()  # some programs end each row, but not the first line, with a separator
             # the first lines, which come again where files were joined, are no rows
             if "".join(cells).strip() and cells != names and not cells[0].startswith("sep="):
                 if len(cells) != len(names):

@@ -78,11 +78,10 @@ def main(settings):
         lines = []
         try:
             for tweet, novelty, source in write(model, tokenizer, known, prompt, settings, generator):
-                measured = (
-                    f"{novelty:4.0%} new  " if len(model.tokens) else ""
-                )  # GPT-2 itself has read no tweets
-                lines.append(measured + printable(tweet))
-                print(lines[-1] if sys.stdout.isatty() else printable(tweet), flush=True)
+                # of GPT-2 itself no training tweets are known
+                line = f"{novelty:4.0%} new  {printable(tweet)}" if len(model.tokens) else printable(tweet)
+                lines.append(line)
+                print(line if sys.stdout.isatty() else printable(tweet), flush=True)
                 if source and sys.stdout.isatty():
                     print(f"          word for word in: {printable(source)}")
         finally:  # what was written is kept, also when the user has seen enough
