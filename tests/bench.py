@@ -59,7 +59,7 @@ NANOGPT = SHAPE | {
     "warmup_iters": 100, "max_iters": 450, "lr_decay_iters": 450, "eval_interval": 50,
 }  # fmt: skip
 # and on a larger set; these were not searched as widely
-NANOGPT_LARGE = NANOGPT | {"n_layer": 4, "max_iters": 2000, "lr_decay_iters": 2000, "eval_interval": 200}
+NANOGPT_LARGE = NANOGPT | {"n_layer": 4, "max_iters": 1500, "lr_decay_iters": 1500, "eval_interval": 150}
 
 
 # --- quality --------------------------------------------------------------------------------------
