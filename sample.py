@@ -52,7 +52,16 @@ if __name__ == "__main__":  # here, so that mistakes are told before the slow im
 import torch
 
 from model import GPT, choose_device
-from prepare import END_OF_TEXT, MAX_CHARS, encode, load_tokenizer, open_text, token_texts, vocabulary_files
+from prepare import (
+    END_OF_TEXT,
+    MAX_CHARS,
+    damage_told,
+    encode,
+    load_tokenizer,
+    open_text,
+    token_texts,
+    vocabulary_files,
+)
 
 BATCH = 25  # tweets drawn at a time, so that memory does not grow with their number
 MAX_FRUITLESS = 60  # rounds without a tweet that can be taken
@@ -62,8 +71,7 @@ CUT_OFF = 3926  # " …", which prepare.py leaves where the source cut a tweet o
 
 
 def main(settings):
-    out_dir = pathlib.Path(settings.out_dir)
-    device = choose_device(settings.device)
+    out_dir, device = pathlib.Path(settings.out_dir), choose_device(settings.device)
     if settings.init_from:
         model = GPT.from_pretrained(settings.init_from).to(device)
     else:
@@ -71,29 +79,41 @@ def main(settings):
     if settings.export:
         export(model, pathlib.Path(settings.export), settings)
         return
-    tokenizer, generator = load_tokenizer(), torch.Generator(device).manual_seed(settings.seed)
+    early, tokenizer = early_network(model), load_tokenizer()
     known = TrainingTweets(tokenizer, model.tokens)
+    generator = torch.Generator(device).manual_seed(settings.seed)
     n_written = 0
     for prompt in prompts(settings):
-        lines = []
+        tweets = []
         try:
-            for tweet, novelty, source in write(model, tokenizer, known, prompt, settings, generator):
-                # of GPT-2 itself no training tweets are known
-                line = f"{novelty:4.0%} new  {printable(tweet)}" if len(model.tokens) else printable(tweet)
-                lines.append(line)
-                print(line if sys.stdout.isatty() else printable(tweet), flush=True)
-                if source and sys.stdout.isatty():
-                    print(f"          word for word in: {printable(source)}")
+            for tweet in write(model, early, tokenizer, known, prompt, settings, generator):
+                tweets.append(tweet)
+                show(tweet, known)
         finally:  # what was written is kept, also when the user has seen enough
-            if lines:
-                save(lines, prompt, settings, out_dir / "samples.txt")
-        n_written += len(lines)
-        if lines and settings.attention:
-            ids = [END_OF_TEXT, *encode(tokenizer, prompt or tweet)]
+            if tweets:
+                save([measured(tweet, known) for tweet in tweets], prompt, settings, out_dir / "samples.txt")
+        n_written += len(tweets)
+        if tweets and settings.attention:
+            ids = [END_OF_TEXT, *encode(tokenizer, prompt or tweets[-1])]
             plot_attention(model, tokenizer, ids, out_dir / "attention.png")
             print(f"wrote {out_dir}/attention.png", file=sys.stderr)
     if not n_written:
         raise SystemExit(1)
+
+
+def show(tweet, known):
+    """Print a tweet; on a terminal with its novelty, and with the training tweet that holds all of it."""
+    if not sys.stdout.isatty():
+        print(printable(tweet), flush=True)
+        return
+    print(measured(tweet, known))
+    if source := known.source(tweet):
+        print(f"          word for word in: {printable(source)}")
+
+
+def measured(tweet, known):
+    """A tweet with its novelty before it, unless no training tweets are known, as of GPT-2 itself."""
+    return f"{known.novelty(tweet):4.0%} new  {printable(tweet)}" if known.tweets else printable(tweet)
 
 
 def prompts(settings):
@@ -109,62 +129,70 @@ def prompts(settings):
         print("type how the tweets begin and press Enter; Ctrl-D ends", file=sys.stderr)
     for line in sys.stdin:
         try:
-            yield read_prompt(line)
+            prompt = read_prompt(line)
         except (UserError, OSError) as error:
             print(f"sample.py: error: {printable(str(error))}", file=sys.stderr)
+        else:
+            yield prompt
 
 
 def read_prompt(start):
     """The text that the tweets begin with: `start` itself, or for FILE:path what that file holds."""
     if start.startswith("FILE:"):
-        with open_text(pathlib.Path(start.removeprefix("FILE:").strip())) as text:
+        file = pathlib.Path(start.removeprefix("FILE:").strip()).expanduser()
+        with damage_told(file), open_text(file) as text:
             start = text.read(MAX_CHARS + 1)
     if len(start) > MAX_CHARS:
         raise UserError(f"start: it has more than {MAX_CHARS:,} characters, which no post may have")
-    return " ".join(start.split())
+    # a byte that is no UTF-8, as a terminal in another encoding sends it, becomes a question mark
+    return " ".join(start.encode("utf-8", "replace").decode().split())
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write(model, tokenizer, known, prompt, settings, generator):
-    """Yield num_samples of (tweet, novelty, the training tweet that holds all of it or None).
+def write(model, early, tokenizer, known, prompt, settings, generator):
+    """Yield num_samples tweets, each the best of its candidates that can be taken.
 
-    Each is the best of its candidates that can be taken. Where none can, others are drawn; when that goes on,
-    half characters are left out and the temperature rises a little with each round, so that every prompt is
-    continued unless a limit of the user's forbids it, which is then told.
+    Where none can, others are drawn; when that goes on, half characters are left out and the temperature
+    rises a little with each round, so that every prompt is continued unless a limit of the user's forbids it,
+    which is then told.
     """
     prompt_ids, block_size = encode(tokenizer, prompt), model.config.block_size
     if len(prompt_ids) > block_size:
         told = f"the prompt has {len(prompt_ids)} tokens; the model reads only the last {block_size}"
         print(f"{told} (block_size)", file=sys.stderr)
-    early, written, fruitless = early_network(model), [], 0
-    while (missing := settings.num_samples - len(written)) > 0:
-        if fruitless == (1 if settings.temperature == 0 else MAX_FRUITLESS):
-            told = f"gave up on {missing} of {settings.num_samples} tweets: {limit_met(settings)}"
+    most_fruitless = 1 if settings.temperature == 0 else MAX_FRUITLESS  # at 0 the next round is the same
+    written, fruitless = [], 0
+    while len(written) < settings.num_samples:
+        missing = settings.num_samples - len(written)
+        if fruitless == most_fruitless:
+            told = f"gave up on {missing} of {settings.num_samples} tweets: {limits(settings)}"
             print(told, file=sys.stderr)
             return
         temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
         banned = [CUT_OFF, *(half_characters() if fruitless else [])]
-        fruitless += 1
-        how = (min(missing, BATCH), temperature, banned, settings, generator)
-        for candidates in draw(model, early, prompt_ids, *how):
+        fruitless += 1  # unless a tweet is taken below
+        n = min(missing, BATCH)
+        for candidates in draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
             for ids in candidates:
                 tweet = tokenizer.decode([*prompt_ids, *ids]).strip()
-                novelty, source = known.compare(tweet)
-                is_new = novelty >= settings.min_novelty and is_said_anew(tweet, prompt, written)
-                if is_new and not known.stutters([*prompt_ids[-1:], *ids]):
+                if (
+                    is_said_anew(tweet, prompt, written)
+                    and not known.stutters([*prompt_ids[-1:], *ids])
+                    and known.novelty(tweet) >= settings.min_novelty
+                ):
                     written.append(tweet)
                     fruitless = 0
-                    yield tweet, novelty, source
+                    yield tweet
                     break
 
 
 def draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
     """Yield n lists of candidates, the best first; each is the ids that continue the prompt."""
-    n_candidates = settings.candidates if early is not model else 1
+    n_candidates = settings.candidates if early else 1
     idx = torch.tensor([[END_OF_TEXT, *prompt_ids]], device=generator.device).expand(n * n_candidates, -1)
-    rows = early.generate(
+    rows = (early or model).generate(
         idx, settings.max_new_tokens, temperature, settings.top_k, settings.top_p, settings.min_p,
         banned=banned, min_new_tokens=1, generator=generator,
     )  # fmt: skip
@@ -181,10 +209,10 @@ def without_end(ids):
 
 
 def early_network(model):
-    """The model as it was before its noise fell, if best.pt holds that: it is less sure, and so draws more
-    varied tweets. Else the model itself."""
+    """The model as it was before its noise fell, if best.pt holds that, else None: it is less sure, and so
+    draws more varied tweets."""
     if not model.notes.get("early"):
-        return model
+        return None
     early = copy.deepcopy(model)
     early.load_state_dict(model.notes["early"])
     return early
@@ -204,11 +232,14 @@ def gain(model, early, rows, n_prompt):
     # what is scored: the new tokens and the end of the tweet, but not what fills the row up behind it
     position = torch.arange(first, first + idx.shape[1], device=rows.device)
     is_scored = (position == n_prompt) | ((position > n_prompt) & (idx != END_OF_TEXT))
-    nats, early_nats = (
-        network.vocabulary.loss(network.hidden_states(idx).flatten(0, 1), targets.flatten()).view_as(idx)
-        for network in (model, early)
-    )
-    return ((early_nats - nats) * is_scored).sum(1) / is_scored.sum(1)
+    gained = nats(early, idx, targets) - nats(model, idx, targets)
+    return (gained * is_scored).sum(1) / is_scored.sum(1)
+
+
+def nats(network, idx, targets):
+    """-ln p of each target: (N, T) and (N, T) -> (N, T)."""
+    hidden = network.hidden_states(idx)  # (N, T, C)
+    return network.vocabulary.loss(hidden.flatten(0, 1), targets.flatten()).view_as(targets)
 
 
 @functools.cache
@@ -218,11 +249,12 @@ def half_characters():
 
 
 def is_said_anew(tweet, prompt, written):
-    """Whether a tweet adds to the prompt, in whole characters, and says nothing in the same three words as
-    one of the last tweets `written`, unless these are the prompt's."""
-    said = set().union(*map(phrases, written[-RECENT:])) - phrases(prompt)
-    is_whole = "\ufffd" not in tweet.removeprefix(prompt)
-    return is_whole and tweet not in [prompt, *written] and not phrases(tweet) & said
+    """Whether a tweet adds something to the prompt, in whole characters, and shares no three words in a row
+    with what one of the last tweets `written` added."""
+    added = tweet.removeprefix(prompt)
+    said = set().union(*(phrases(earlier.removeprefix(prompt)) for earlier in written[-RECENT:]))
+    is_new = tweet not in [prompt, *written] and not phrases(added) & said
+    return is_new and "\ufffd" not in added
 
 
 def phrases(text):
@@ -231,14 +263,12 @@ def phrases(text):
     return {tuple(said[at : at + 3]) for at in range(max(1, len(said) - 2))} if said else set()
 
 
-def limit_met(settings):
-    """What the user may change when too few tweets can be taken."""
-    if settings.temperature == 0:
-        too = ", or lower min_novelty" if settings.min_novelty else ""
-        return f"temperature 0 draws one tweet again and again; raise it{too}"
-    if settings.min_novelty:
-        return "too little of the others is new; lower min_novelty"
-    return "all others say the same; raise top_k or top_p, or ask for fewer"
+def limits(settings):
+    """What the user may change where too few tweets can be taken: the settings that leave less to draw."""
+    names = ("temperature", "min_p", "top_k", "top_p", "max_new_tokens", "min_novelty")
+    changed = [name for name in names if getattr(settings, name) != getattr(Settings, name)]
+    given = " ".join(f"--{name}={getattr(settings, name)}" for name in changed)
+    return f"with {given} too few others are to be had" if given else "the model knows no others"
 
 
 class TrainingTweets:
@@ -247,24 +277,24 @@ class TrainingTweets:
     def __init__(self, tokenizer, ids):
         """ids: (N,) all of them, each after an <|endoftext|>; none for GPT-2 itself."""
         self.doubled = set(ids[1:][ids[1:] == ids[:-1]].tolist())  # tokens that are said twice in a row
-        self.tweets = tokenizer.decode(ids.tolist()).split("<|endoftext|>")
+        self.tweets = tokenizer.decode(ids.tolist()).split("<|endoftext|>") if len(ids) else []
         self.words = "\n".join(f" {' '.join(words(tweet))} " for tweet in self.tweets)
 
-    def compare(self, tweet):
-        """The share of its runs of four words that no training tweet holds, and one that holds all its words.
-
-        That one is None where there is none. A tweet of fewer than four words counts as one run.
-        """
+    def novelty(self, tweet):
+        """The share of its runs of four words that no training tweet holds; fewer words count as one run."""
         own = words(tweet)
         runs = [f" {' '.join(own[at : at + 4])} " for at in range(max(1, len(own) - 3))]
-        novelty = sum(run not in self.words for run in runs) / len(runs)
-        at = self.words.find(f" {' '.join(own)} ")
-        return novelty, None if at < 0 else self.tweets[self.words.count("\n", 0, at)].strip()
+        return sum(run not in self.words for run in runs) / len(runs)
+
+    def source(self, tweet):
+        """A training tweet that holds all the words of this one in a row, or None."""
+        at = self.words.find(f" {' '.join(words(tweet))} ")
+        return None if at < 0 else self.tweets[self.words.count("\n", 0, at)].strip()
 
     def stutters(self, ids):
         """Whether a token comes twice in a row as in no training tweet: trained with noise, a network takes
         its own last token for noise at times, and says it again."""
-        return len(self.tweets) > 1 and any(a == b and a not in self.doubled for a, b in pairwise(ids))
+        return bool(self.tweets) and any(a == b and a not in self.doubled for a, b in pairwise(ids))
 
 
 def words(text):
@@ -352,7 +382,7 @@ def export(model, folder, settings):
     drawing = {name: getattr(settings, name) for name in ("temperature", "min_p", "top_k", "top_p")}
     theirs.generation_config = GenerationConfig(
         **({"do_sample": True} | drawing if settings.temperature else {"do_sample": False}),
-        suppress_tokens=[CUT_OFF], min_new_tokens=1, max_new_tokens=settings.max_new_tokens,
+        suppress_tokens=[CUT_OFF], min_new_tokens=1, max_length=config.block_size,
         eos_token_id=END_OF_TEXT, pad_token_id=END_OF_TEXT,
     )  # fmt: skip
     merges, vocabulary = files
