@@ -311,7 +311,7 @@ class GPT(nn.Module):
                 rows, cache, ended = rows[~ended], cache[:, :, ~ended], ended[~ended]
             n_cached = end - window
             if n_cached == config.block_size:  # the cache is full: read the newest half again
-                window, n_cached = end + 1 - max(config.block_size // 2, 1), 0
+                window, n_cached = end + 1 - config.block_size // 2, 0
         return text
 
     def save(self, path, **notes):

@@ -111,12 +111,12 @@ def main(settings):
     model = torch.compile(run.model) if settings.compile else run.model
     model = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
     signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
-    # None: no bar where there is no terminal
+    # only the first process shows a bar, and only on a terminal, which None asks for
     bar = tqdm(total=run.max_iters, initial=run.iteration, disable=True if rank else None)
-    began = time.perf_counter() - run.seconds
+    began = time.perf_counter() - run.seconds  # so that seconds count on where a run is resumed
     while True:
         if is_due(run):
-            # means: a process has trained on its share, and evaluates all of val, with its own rounding
+            # each process trained on its share; each evaluates all of val, but may round in its own way
             train_loss = mean_over_processes(run.loss_sum.item() / run.n_new if run.n_new else math.nan)
             run.seconds = time.perf_counter() - began
             val_loss = mean_over_processes(evaluate(run.model, val_data))
@@ -303,8 +303,7 @@ def is_over(run):
 def record(run, train_loss, val_loss, bits_per_byte, seconds):
     """Add a row to the history, so many seconds after the last; UserError if the loss is no number."""
     if not math.isfinite(val_loss):
-        why = f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate"
-        raise UserError(f"{why}; what was saved before is as it was")
+        raise UserError(f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate")
     row = {
         "iter": run.iteration,
         "epoch": run.iteration / run.iters_per_epoch,
