@@ -57,8 +57,6 @@ class GPTConfig:
 
 # --- the network ----------------------------------------------------------------------------------
 
-SHORT_WINDOW = 256  # tokens; up to here attention, spelled out, is faster on a CPU than PyTorch's fused one
-
 
 class CausalSelfAttention(nn.Module):
     """Every token looks at itself and the tokens before it, in n_head different ways at once.
@@ -87,23 +85,23 @@ class CausalSelfAttention(nn.Module):
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         return scores.masked_fill(~mask, -math.inf).softmax(-1)
 
-    def forward(self, x, mask, cache=None, start=0):
-        """(B, T, C) -> (B, T, C), for T tokens that `start` others precede.
+    def forward(self, x, mask, cache=None, n_cached=0):
+        """(B, T, C) -> (B, T, C), for T tokens after n_cached others.
 
-        mask: what each token may look at, boolean, (B, 1, T, start + T).
-        cache: (2, B, n_head, block_size, C / n_head), the keys and values of those `start` tokens; those
-        of x are written into it.
+        mask: what each token may look at, boolean, (B, 1, T, n_cached + T).
+        cache: (2, B, n_head, block_size, C / n_head), the keys and values of the n_cached tokens; those of x
+        are written into it.
         """
         B, T, C = x.shape
         q, k, v = self.queries_keys_values(x)
         if cache is not None:
-            cache[0, :, :, start : start + T] = k
-            cache[1, :, :, start : start + T] = v
-            k, v = cache[:, :, :, : start + T]
-        if x.is_cuda or T > SHORT_WINDOW:
-            y = F.scaled_dot_product_attention(q, k, v, mask)
-        else:
-            y = self.attention(q, k, mask).to(v.dtype) @ v  # (B, n_head, T, C / n_head)
+            cache[0, :, :, n_cached : n_cached + T] = k
+            cache[1, :, :, n_cached : n_cached + T] = v
+            k, v = cache[:, :, :, : n_cached + T]
+        if x.is_cuda or T > 256:
+            y = F.scaled_dot_product_attention(q, k, v, mask)  # (B, n_head, T, C / n_head)
+        else:  # the same, for short windows faster on a CPU; autocast makes softmax float32
+            y = self.attention(q, k, mask).to(v.dtype) @ v
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads' results side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -114,13 +112,12 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.gelu = nn.GELU(approximate="tanh")
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
         """(B, T, C) -> (B, T, C)."""
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
 
 
 class Block(nn.Module):
@@ -133,9 +130,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask, cache=None, start=0):
+    def forward(self, x, mask, cache=None, n_cached=0):
         """(B, T, C) -> (B, T, C); the rest as in CausalSelfAttention.forward."""
-        x = x + self.attn(self.ln_1(x), mask, cache, start)
+        x = x + self.attn(self.ln_1(x), mask, cache, n_cached)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -154,7 +151,7 @@ class Vocabulary(nn.Module):
         return self.wte(idx)
 
     def scorers(self):
-        """The vectors and biases that score the next token, (V, C) and none; made once for a whole text."""
+        """(weight, bias): here (wte, None). SmallVocabulary must compute them, so generate asks only once."""
         return self.wte.weight, None
 
     def logits(self, hidden, scorers):
@@ -163,18 +160,20 @@ class Vocabulary(nn.Module):
 
     def loss(self, hidden, targets):
         """-ln p of each target, 0 where it is -1: (N, C) and (N,) -> (N,), in nats."""
-        return cross_entropy(hidden, self.scorers(), targets)
+        return token_losses(hidden, self.scorers(), targets)
 
 
-def cross_entropy(hidden, scorers, targets):
+def token_losses(hidden, scorers, targets):
     """-ln p of each target, 0 where it is -1: hidden (N, C), targets (N,) -> (N,).
 
     The logits are made for some positions at a time: on a CPU for so few that they fit its cache, which is
-    twice as fast. Under autocast they are rounded to half precision, the sums over them are not.
+    twice as fast; on a GPU for as many as keep it busy, since those of all may not fit its memory. Under
+    autocast they are rounded to half precision, the sums over them are not.
     """
     chunk = 2048 if hidden.is_cuda else 128
-    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    losses = [F.cross_entropy(F.linear(x, *scorers), y, ignore_index=-1, reduction="none") for x, y in parts]
+    losses = []
+    for x, y in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        losses.append(F.cross_entropy(F.linear(x, *scorers), y, ignore_index=-1, reduction="none"))
     return torch.cat(losses)
 
 
@@ -184,14 +183,15 @@ def cross_entropy(hidden, scorers, targets):
 class GPT(nn.Module):
     """GPT-2: a vocabulary, positions, a stack of blocks, and a final LayerNorm.
 
-    Like any module it begins in training mode, in which dropout, noise and cuts make each call different:
-    call eval() before all but training. load() and from_pretrained() have done so.
+    Like any module it begins in training mode; what load() and from_pretrained() return is in eval mode.
     """
 
     def __init__(self, config, tokens=None, tables=None):
-        """tokens: (N,) int64, those to be trained on, which `noise` and `compact_vocab` learn from;
-        tables: what token_tables() makes, for `compact_vocab`."""
+        """tokens: (N,) int64, those to be trained on, which `noise` and `compact_vocab` learn from; tables:
+        what token_tables() makes, for `compact_vocab`. Raises ValueError if what they need is not given."""
         super().__init__()
+        if (config.noise and tokens is None) or (config.compact_vocab and tables is None):
+            raise ValueError("noise needs tokens; compact_vocab needs tokens and tables")
         self.config = config
         if config.compact_vocab:
             self.vocabulary = SmallVocabulary(config, tokens, tables)
@@ -201,13 +201,13 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding | nn.EmbeddingBag):
                 # as in GPT-2: 2 * n_layer results are summed in the residual stream, so each starts smaller
-                scale = math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 1.0
-                nn.init.normal_(parameter, std=0.02 / scale)
-            elif name.startswith("h.") and name.endswith("bias"):
-                nn.init.zeros_(parameter)
+                scale = math.sqrt(2 * config.n_layer) if name.endswith("c_proj") else 1.0
+                nn.init.normal_(module.weight, std=0.02 / scale)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
         # what a small corpus needs, and what is kept beside the weights
         self.noise = Noise(config, tokens) if config.noise else nn.Identity()
         tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens
@@ -218,10 +218,9 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         """Predict, at each position, the next token.
 
-        idx, targets: (B, T) int64 GPT-2 ids, T <= block_size; targets of -1 are ignored.
-        Returns (logits, loss). With targets, loss is the mean negative log-likelihood over the full
-        vocabulary, in nats per token, and logits is None. Without targets, logits are (B, T, vocab_size),
-        whose log_softmax is the model's distribution, and loss is None.
+        idx, targets: (B, T) int64 GPT-2 ids, T <= block_size; targets of -1 are ignored. Returns (logits,
+        None) without targets: (B, T, vocab_size), whose log_softmax is the model's distribution. With them,
+        (None, loss): the mean negative log-likelihood over the full vocabulary, in nats per token.
         """
         hidden = self.hidden_states(idx)  # (B, T, C)
         if targets is None:
@@ -229,41 +228,37 @@ class GPT(nn.Module):
         losses = self.vocabulary.loss(hidden.flatten(0, 1), targets.flatten())
         return None, losses.sum() / (targets >= 0).sum()
 
-    def hidden_states(self, idx, cache=None, start=0):
-        """The last block's output, normalised, for the tokens from `start` on: (B, T) -> (B, T - start, C).
-        Where start is not 0, `cache` holds the keys and values of those before."""
-        begin = self.tweet_starts(idx)
-        x, mask = self.embed(idx, begin, start), self.mask(begin, start)
+    def hidden_states(self, idx, cache=None, n_cached=0):
+        """The last block's output, normalised, for all tokens but the first n_cached, whose keys and values
+        `cache` holds: (B, T) -> (B, T - n_cached, C)."""
+        x, mask = self.embed(idx, n_cached)
         for layer, block in enumerate(self.h):
-            x = block(x, mask, None if cache is None else cache[layer], start)
+            x = block(x, mask, None if cache is None else cache[layer], n_cached)
         return self.ln_f(x)
 
+    def embed(self, idx, n_cached=0):
+        """What the blocks get for all tokens but the first n_cached: x, (B, T - n_cached, C), the vector of
+        each plus that of its place in its tweet, and mask, boolean, (B, 1, T - n_cached, T): each may look at
+        itself and those before it, back to where its tweet starts."""
+        T = idx.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
+        position = torch.arange(T, device=idx.device)
+        own, start = position[n_cached:], self.tweet_starts(idx)[:, n_cached:]
+        x = self.drop(self.vocabulary.embed(self.noise(idx[:, n_cached:])) + self.wpe(own - start))
+        mask = (position >= start[:, :, None]) & (position <= own[:, None])
+        return x, mask[:, None]  # the same for all heads
+
     def tweet_starts(self, idx):
-        """Where the tweet of each token begins: (B, T) -> (B, T). No token looks back past that place, and
-        positions count from there. Without separate_tweets the window is one text, which begins at 0."""
+        """Where the tweet of each token starts: (B, T) -> (B, T). Without separate_tweets the window is one
+        text, which starts at 0."""
         if not self.config.separate_tweets:
             return torch.zeros_like(idx)
         is_first = idx == END_OF_TEXT
         if self.training and self.config.cut:
             is_first |= torch.rand(idx.shape, device=idx.device) < self.config.cut
         position = torch.arange(idx.shape[1], device=idx.device)
-        return position.where(is_first, 0).cummax(1).values
-
-    def embed(self, idx, begin, start=0):
-        """The vectors of the tokens from `start` on, each with that of its place in its tweet added:
-        idx (B, T) and begin, from tweet_starts(), (B, T) -> (B, T - start, C)."""
-        T = idx.shape[1]
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        place = torch.arange(T, device=idx.device) - begin
-        return self.drop(self.vocabulary.embed(self.noise(idx[:, start:])) + self.wpe(place[:, start:]))
-
-    def mask(self, begin, start=0):
-        """What each token from `start` on may look at: itself and those before it, back to where its tweet
-        begins. begin: (B, T) -> boolean, (B, 1, T - start, T)."""
-        position = torch.arange(begin.shape[1], device=begin.device)
-        mask = (position >= begin[:, start:, None]) & (position <= position[start:, None])
-        return mask[:, None]  # the same for all heads
+        return position.where(is_first, 0).cummax(1).values  # . a b . c -> 0 0 0 3 3
 
     @torch.no_grad()
     def log_probs(self, idx):
@@ -275,34 +270,33 @@ class GPT(nn.Module):
     @torch.no_grad()
     def attention_maps(self, idx):
         """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T); rows sum to 1."""
-        begin = self.tweet_starts(idx)
-        x, mask, maps = self.embed(idx, begin), self.mask(begin), []
+        x, mask = self.embed(idx)
+        maps = []
         for block in self.h:
             q, k, _ = block.attn.queries_keys_values(block.ln_1(x))
             maps.append(block.attn.attention(q, k, mask))
             x = block(x, mask)
         return torch.stack(maps)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0, banned=(),
                  min_new_tokens=0, generator=None):  # fmt: skip
         """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new).
 
         Each token is drawn as `choose` says, never one of `banned`. A row ends with <|endoftext|>, but not
         before min_new_tokens, and is filled up with it. Keys and values are kept, so each step computes one
-        token of each row. Positions are learned only up to block_size: when the cache is full, the newest
-        half is read again.
+        token of each row; only block_size positions are learned, so older text is forgotten.
         """
-        config, scorers = self.config, self.vocabulary.scorers()
-        (B, T), size = idx.shape, config.block_size
-        shape = (config.n_layer, 2, B, config.n_head, size, config.n_embd // config.n_head)
+        (B, T), config, scorers = idx.shape, self.config, self.vocabulary.scorers()
+        shape = (config.n_layer, 2, B, config.n_head, config.block_size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
         text = F.pad(idx, (0, max_new_tokens), value=END_OF_TEXT)
         rows = torch.arange(B, device=idx.device)  # of text, those that are computed
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)  # which of these have ended
-        begin, start = max(T - size, 0), 0  # where the window begins; how many of its tokens are in the cache
+        window = max(T - config.block_size, 0)  # where the text that is read begins
+        n_cached = 0  # how many of its tokens are in the cache
         for end in range(T, T + max_new_tokens):
-            hidden = self.hidden_states(text[rows, begin:end], cache, start)[:, -1]  # (rows, C)
+            hidden = self.hidden_states(text[rows, window:end], cache, n_cached)[:, -1]  # (rows, C)
             logits = self.vocabulary.logits(hidden, scorers)  # (rows, V)
             logits[:, list(banned)] = -math.inf
             if end < T + min_new_tokens:
@@ -315,9 +309,9 @@ class GPT(nn.Module):
                 return text[:, : end + 1]
             if 2 * n_ended > len(rows):  # go on without them
                 rows, cache, ended = rows[~ended], cache[:, :, ~ended], ended[~ended]
-            start = end - begin
-            if start == size:
-                begin, start = end + 1 - max(size // 2, 1), 0
+            n_cached = end - window
+            if n_cached == config.block_size:  # the cache is full: read the newest half again
+                window, n_cached = end + 1 - config.block_size // 2, 0
         return text
 
     def save(self, path, **notes):
@@ -336,21 +330,22 @@ class GPT(nn.Module):
     @classmethod
     def load(cls, path, device="cpu"):
         """Read what save() wrote, running no code from it; `model.notes` holds the notes. Raises UserError if
-        there is no such file, or if it is damaged or something else."""
+        there is no such file, or if it is damaged or something else, and OSError if it cannot be opened."""
         path = pathlib.Path(path)
-        try:
-            saved = dict(torch.load(path, map_location="cpu", weights_only=True))
-            model = cls(GPTConfig(**saved["config"]), saved["tokens"].long(), saved["tables"])
-            model.load_state_dict(saved["model"])
-            model.notes = dict(saved["notes"])
-        except FileNotFoundError:
+        if not path.exists():
             fix, earlier = "run train.py first", path.parent / "previous"
             if (earlier / path.name).exists():
                 fix += f", or take the run before: --out_dir={earlier}"
-            raise UserError(f"there is no checkpoint {path}; {fix}") from None
-        except Exception as error:  # torch fails in many ways on damaged files
-            why = str(error).split("\n")[0]
-            raise UserError(f"{path} is cut off or no checkpoint of this version: {why}") from None
+            raise UserError(f"there is no checkpoint {path}; {fix}")
+        with open(path, "rb") as file:
+            try:
+                saved = dict(torch.load(file, map_location="cpu", weights_only=True))
+                model = cls(GPTConfig(**saved["config"]), saved["tokens"].long(), saved["tables"])
+                model.load_state_dict(saved["model"])
+                model.notes = dict(saved["notes"])
+            except Exception as error:  # torch fails in many ways on damaged files
+                why = str(error).split("\n")[0]
+                raise UserError(f"{path} is cut off or no checkpoint of this version: {why}") from None
         return model.to(device).eval()
 
     @classmethod
@@ -364,22 +359,22 @@ class GPT(nn.Module):
         """
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
+
+            theirs = GPT2LMHeadModel.from_pretrained(name_or_path)
         except ImportError:
             raise UserError("GPT-2's weights need transformers: `pip install transformers`") from None
-        try:
-            theirs = GPT2LMHeadModel.from_pretrained(name_or_path)
         except Exception as error:  # transformers fails in many ways on damaged files
             why = str(error).split("\n")[0]
             raise UserError(f"{name_or_path} is not at hand or no GPT-2: {why}") from None
         config, usual = theirs.config, GPT2Config()
         fixed = (  # what makes a GPT-2 compute what this one does
-            *("model_type", "vocab_size", "layer_norm_epsilon", "activation_function", "n_inner"),
-            *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"),
-        )
+            "model_type", "vocab_size", "layer_norm_epsilon", "activation_function", "n_inner",
+            "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings",
+        )  # fmt: skip
         if differs := [name for name in fixed if getattr(config, name) != getattr(usual, name)]:
             raise UserError(f"{name_or_path} is a relative of GPT-2: its {', '.join(differs)} differs")
-        shape = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd")}
-        ours = {"block_size": config.n_positions, "dropout": config.resid_pdrop} | shape
+        ours = {name: getattr(config, name) for name in ("n_layer", "n_head", "n_embd")}
+        ours |= {"block_size": config.n_positions, "dropout": config.resid_pdrop}
         model = cls(GPTConfig(**ours | changes), tokens)
         if model.config.block_size > config.n_positions:
             raise UserError(f"block_size: {name_or_path} has no more than {config.n_positions} positions")
@@ -408,22 +403,23 @@ def choose(logits, temperature, top_k, top_p, min_p, generator):
         raise UserError("the model's scores are not finite numbers; its weights are probably damaged")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    least = torch.full_like(best, -math.inf)  # the logit from which on a token may be drawn
+    least = torch.full_like(best, -math.inf)  # (B, 1): tokens from this logit on may be drawn
     if top_k or top_p < 1:
         ranked = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1])).values
         probs = ((ranked - best) / temperature).exp()
         before = (probs.cumsum(-1) - probs) / probs.sum(-1, keepdim=True)  # what the likelier ones have
-        least = ranked.where(before < top_p, math.inf).amin(-1, keepdim=True)
+        n_kept = (before < top_p).sum(-1, keepdim=True).clamp(min=1)
+        least = ranked.gather(-1, n_kept - 1)
     if min_p:
         least = least.maximum(best + temperature * math.log(min_p))
-    ids = (logits.amax(0) >= least.min()).nonzero()[:, 0]  # for speed: no row may draw any other
+    # only for speed: go on without the ids that are below it in every row
+    ids = (logits.amax(0) >= least.min()).nonzero()[:, 0]
     logits = logits.index_select(1, ids)
     probs = ((logits - best) / temperature).exp() * (logits >= least)
     cumulative = probs.cumsum(-1)
     # the first token whose cumulative probability exceeds a uniform draw; faster than torch.multinomial
     draw = torch.rand(len(logits), 1, generator=generator, device=logits.device)
-    drawn = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
-    return ids[drawn.clamp(max=len(ids) - 1)]  # rounding must not step past the last one
+    return ids[torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)]
 
 
 def choose_device(name):
@@ -477,18 +473,18 @@ MAX_PIECES = 24  # of a token's spelling
 def token_tables(texts, spelling):
     """What SmallVocabulary needs to know of the ids' texts: their looks, words and spelling.
 
-    texts: the text of each id; spelling: the size of the hash table of spelling vectors, or 0. Returns
-    {"look": (V,), "word": (V,), "pieces": (V, MAX_PIECES)} of integers; a piece is the place of its vector in
-    the table, and 0 fills up. Without spelling, there are no pieces.
+    texts: the text of each id; spelling: the size of the hash table of spelling vectors, or 0 for none.
+    Returns integers, {"look": (V,), "word": (V,), "pieces": (V, MAX_PIECES)}; a piece is the place of
+    its vector in the table, and 0 fills up.
     """
     looks, words = {}, {}  # the number of each
     look, word, pieces = [], [], []
     for token, text in enumerate(texts):
-        rank = int(math.log2(token / 300 + 1))  # of GPT-2's merges: what is frequent in English is low
+        rank = int(math.log2(token / 300 + 1))  # by frequency: 0 for the first 300 ids, …, 7 for the last
         look.append(looks.setdefault((letter_kind(text), rank), len(looks)))
         word.append(words.setdefault(text.strip().casefold(), len(words)))
         if spelling:
-            found = [1 + zlib.crc32(piece.encode()) % spelling for piece in spell(text)[:MAX_PIECES]]
+            found = [1 + zlib.crc32(piece.encode()) % spelling for piece in pieces_of(text)[:MAX_PIECES]]
             pieces.append(found + [0] * (MAX_PIECES - len(found)))
     return {
         "look": torch.tensor(look, dtype=torch.int32),
@@ -500,19 +496,24 @@ def token_tables(texts, spelling):
 def letter_kind(text):
     """The kind of a token's letters, with a mark for a leading space: "Capital ", "digits", …"""
     bare = text.strip()
-    kinds = {
-        "space": not bare,
-        "bytes": "\ufffd" in bare,
-        "lower": bare.islower(),
-        "UPPER": bare.isupper() and len(bare) > 1,
-        "Capital": bare[:1].isupper(),
-        "digits": bare.isdigit(),
-        "other": True,
-    }
-    return next(kind for kind, fits in kinds.items() if fits) + " " * text.startswith(" ")
+    if not bare:
+        kind = "space"
+    elif "\ufffd" in bare:
+        kind = "bytes"
+    elif bare.islower():
+        kind = "lower"
+    elif bare.isupper() and len(bare) > 1:
+        kind = "UPPER"
+    elif bare[0].isupper():
+        kind = "Capital"
+    elif bare.isdigit():
+        kind = "digits"
+    else:
+        kind = "other"
+    return kind + " " if text.startswith(" ") else kind
 
 
-def spell(text):
+def pieces_of(text):
     """The pieces that a token's vector is made of: its letters' kind, the word, and 3 to 5 letters in a row.
 
     The idea is fastText's (Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information").
@@ -522,35 +523,39 @@ def spell(text):
     return [f"letters {letter_kind(text)}", f"word {framed}", *grams]
 
 
-def shared_rows(counts, tables):
-    """The row of each id as if all were rare, (V,), and the number of these rows.
+def rows_of_ids(counts, tables):
+    """The row of each id in `wte`, (V,), and how many rows are shared; these come first.
 
-    Ids share a row if they look alike and their words occur about as often in other forms, for instance
-    " Rockets" beside " rocket". counts: (V,) how often each id occurs in the training tokens.
+    An id seen twice or more has a row of its own. Others share one if they look alike and their words occur
+    about as often in other forms. counts: (V,) how often each id occurs in the training tokens.
     """
     word = tables["word"].long()
     in_other_forms = torch.bincount(word, counts)[word] - counts
-    forms = (in_other_forms + 1).log2().long().clamp(max=3)
-    rare = counts < 2
-    kinds = torch.stack([tables["look"].long(), forms], dim=1)[rare]
-    distinct, row_of_rare = torch.unique(kinds, dim=0, return_inverse=True)
-    return torch.zeros_like(counts).masked_scatter(rare, row_of_rare), len(distinct)
+    forms = (in_other_forms + 1).log2().long().clamp(max=3)  # 0; 1 or 2; 3 to 6; more
+    is_rare = counts < 2
+    kinds = torch.stack([tables["look"].long(), forms], dim=1)[is_rare]
+    shared_rows, row_of_rare = torch.unique(kinds, dim=0, return_inverse=True)
+    row_of = torch.empty_like(counts)
+    row_of[is_rare] = row_of_rare
+    row_of[~is_rare] = len(shared_rows) + torch.arange(len(counts) - len(row_of_rare))
+    return row_of, len(shared_rows)
 
 
-def shares_within_rows(row_of, counts, share_of_once):
-    """The log of each id's share of its row, (V,); the shares of a row sum to 1.
+def log_shares(row_of, counts, share_of_once):
+    """The log of each id's share of its row, (V,).
 
     Of a shared row, the ids that were seen once have share_of_once together, those never seen the rest, or
-    either all where there are no others.
+    either all where there are no others. Let " rocket" occur nine times, " Rockets" once, " Jets" never, the
+    last two look alike, and share_of_once be 0.6. Their shares are 1, 0.6 and 0.4.
     """
-    n_once, n_never = (torch.bincount(row_of[counts == n], minlength=int(row_of.max()) + 1) for n in (1, 0))
-    of_once = torch.full(n_once.shape, share_of_once)
+    once, never = counts == 1, counts == 0
+    n_once, n_never = torch.bincount(row_of, once.float()), torch.bincount(row_of, never.float())  # (rows,)
+    of_once = torch.full_like(n_once, share_of_once)
     of_once[n_never == 0] = 1.0
     of_once[n_once == 0] = 0.0
-    share = torch.ones(len(counts))  # an id with a row of its own has all of it
-    once, never = counts == 1, counts == 0
-    share[once] = (of_once / n_once.clamp(min=1))[row_of[once]]
-    share[never] = ((1 - of_once) / n_never.clamp(min=1))[row_of[never]]
+    share = torch.ones(len(counts))
+    share[once] = (of_once / n_once)[row_of[once]]
+    share[never] = ((1 - of_once) / n_never)[row_of[never]]
     return share.log()
 
 
@@ -558,38 +563,29 @@ class SmallVocabulary(nn.Module):
     """For a small corpus, in which most ids never occur: a row of `wte` for each id seen twice or more, and
     shared rows for the rest, by look. It has Vocabulary's methods.
 
-    Those seen once share a row with those never seen that look alike, and so teach where new tokens are
-    likely, and of which look. How likely follows from Good and Turing (Good 1953, "The Population Frequencies
-    of Species"): if N1 tokens occur once in the training data and N2 twice, as much new text holds 2 * N2 of
-    the former and N1 tokens that never occurred. So outside of training the odds of a shared row are
-    (N1 + 2 * N2) / N1 times what training makes them.
-
-    For example, let " rocket" occur nine times, " Rockets" once and " Jets" never, of which the last two look
-    alike. Then " rocket" has a row of its own. The others share one, which training makes as likely as tokens
-    seen once are; of that, " Rockets" has 2 * N2 / (N1 + 2 * N2), and " Jets" the rest.
+    Ids seen once share a row with those never seen that look alike, and so teach where new tokens are likely,
+    and of which look. But training makes such a row only as likely as the former are. So outside of training
+    the scores of all shared rows are raised by a constant, the log of (N1 + 2 * N2) / N1, where N1 ids occur
+    once in the training tokens and N2 twice: in as much new text, those seen once will occur 2 * N2 times in
+    all, and those never seen N1 times (Good 1953, "The Population Frequencies of Species"; Turing's idea).
     """
 
     def __init__(self, config, tokens, tables):
         """tokens: (N,) int64, those to be trained on; tables: what token_tables() makes."""
         super().__init__()
         counts = torch.bincount(tokens, minlength=config.vocab_size)  # (V,)
-        own = (counts >= 2).nonzero()[:, 0]  # the ids with rows of their own, which follow the shared rows
-        row_of, self.n_shared = shared_rows(counts, tables)
-        row_of[own] = torch.arange(len(own)) + self.n_shared
-        rows = torch.zeros(self.n_shared + len(own)).index_add_(0, row_of, counts.float())
-        self.wte = nn.Embedding(len(rows), config.n_embd)
+        row_of, self.n_shared = rows_of_ids(counts, tables)
+        row_counts = torch.bincount(row_of, counts.float())  # (rows,)
+        self.wte = nn.Embedding(len(row_counts), config.n_embd)
         # where the scores start: the log of how frequent each row is, where 0 counts as a half
-        self.bias = nn.Parameter((rows.clamp(min=0.5) / rows.sum()).log())
-        # Good and Turing, as above
-        once, twice = (max(1, int((counts == n).sum())) for n in (1, 2))
-        share_of_once = 2 * twice / (once + 2 * twice)
-        log_odds = torch.zeros(len(rows))
-        log_odds[: self.n_shared] = math.log((once + 2 * twice) / once)
+        self.bias = nn.Parameter((row_counts.clamp(min=0.5) / row_counts.sum()).log())
+        n1, n2 = (max(1, int((counts == n).sum())) for n in (1, 2))
+        is_shared = torch.arange(len(row_counts)) < self.n_shared
         derived = {
-            "own": own,  # the ids with rows of their own
+            "own": (counts >= 2).nonzero()[:, 0],  # the ids with rows of their own
             "row_of": row_of,  # (V,)
-            "log_share": shares_within_rows(row_of, counts, share_of_once),  # (V,)
-            "log_odds": log_odds,  # (rows,)
+            "log_share": log_shares(row_of, counts, 2 * n2 / (n1 + 2 * n2)),  # (V,)
+            "raised": is_shared * math.log((n1 + 2 * n2) / n1),  # (rows,)
         }
         self.spell = None
         if config.spelling:
@@ -599,21 +595,24 @@ class SmallVocabulary(nn.Module):
         for name, table in derived.items():
             self.register_buffer(name, table, persistent=False)  # made anew when a checkpoint is loaded
 
-    def spelled(self, ids):
+    def spelling_vectors(self, ids):
         """The sum of the vectors of each id's n pieces, over sqrt(n): (n,) -> (n, C)."""
         return self.spell(self.pieces[ids]) * self.scale[ids]
 
     def embed(self, idx):
         """(B, T) -> (B, T, C)."""
         x = self.wte(self.row_of[idx])
-        return x if self.spell is None else x + self.spelled(idx.flatten()).view_as(x)
+        return x if self.spell is None else x + self.spelling_vectors(idx.flatten()).view_as(x)
 
     def scorers(self):
-        """The vectors and biases of all rows: (rows, C) and (rows,)."""
+        """(weight, bias) of the scores of all rows: (rows, C) and (rows,)."""
         weight, bias = self.wte.weight, self.bias
         if self.spell is not None:
-            weight = torch.cat([weight[: self.n_shared], weight[self.n_shared :] + self.spelled(self.own)])
-        return weight, bias if self.training else bias + self.log_odds
+            own = weight[self.n_shared :] + self.spelling_vectors(self.own)
+            weight = torch.cat([weight[: self.n_shared], own])
+        if not self.training:
+            bias = bias + self.raised
+        return weight, bias
 
     def logits(self, hidden, scorers):
         """Scores whose softmax is the distribution of the next id: (…, C) -> (…, V)."""
@@ -622,5 +621,5 @@ class SmallVocabulary(nn.Module):
     def loss(self, hidden, targets):
         """-ln p of each target, 0 where it is -1: (N, C) and (N,) -> (N,), in nats."""
         is_scored, ids = targets >= 0, targets.clamp(min=0)
-        of_rows = cross_entropy(hidden, self.scorers(), self.row_of[ids].where(is_scored, -1))
+        of_rows = token_losses(hidden, self.scorers(), self.row_of[ids].where(is_scored, -1))
         return of_rows - self.log_share[ids] * is_scored

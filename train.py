@@ -66,7 +66,7 @@ class Settings:
     warmup_iters: int = setting(20, "iterations to reach learning_rate", low=0)
     weight_decay: float = setting(0.1, "of matrices, in AdamW; a quarter of it in Muon", low=0)
     muon: bool = setting(False, "Muon instead of AdamW for the matrices of the blocks")
-    beta2: float = setting(0.99, "AdamW's decay rate for squared gradients", low=0, high=1)
+    beta2: float = setting(0.99, "AdamW's decay rate for squared gradients", low=0, high=0.9999)
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", low=0)
 
     eval_interval: int = setting(0, "iterations between evaluations; 0 for 12 in all", low=0, group="reports")
@@ -95,7 +95,7 @@ from prepare import count_bytes, load_tokenizer, token_texts
 
 
 def main(settings):
-    """The whole run: evaluate, save, train on, and again, to the end or to a signal to stop."""
+    """The whole run, to its end or to a signal to stop: a step, and at times an evaluation and a save."""
     device, rank, world_size = join_processes(settings)
     train_data, val_data, val_bytes = load_data(settings)
     if settings.init_from == "resume":
@@ -107,43 +107,41 @@ def main(settings):
     n_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     print(f"device {device}, dtype {run.dtype}; {n_parameters:,} parameters")
     n_epochs = f"{run.max_iters / run.iters_per_epoch:.1f} epochs"
-    print(f"{len(train_data):,} training tokens; {run.max_iters:,} iterations: {n_epochs}", flush=True)
+    print(f"{len(train_data):,} training tokens; {run.max_iters:,} iterations: {n_epochs}")
     model = torch.compile(run.model) if settings.compile else run.model
     model = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
     signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
-    hide = True if rank else None  # None: where there is no terminal
-    bar = tqdm(total=run.max_iters, initial=run.iteration, disable=hide)
+    # only the first process shows a bar, and only on a terminal, which None asks for
+    bar = tqdm(total=run.max_iters, initial=run.iteration, disable=True if rank else None)
+    began = time.perf_counter() - run.seconds  # so that seconds count on where a run is resumed
     while True:
         if is_due(run):
-            began = time.perf_counter()
-            # all processes evaluate all of it; the mean, so that rounding cannot make them decide differently
+            # each process trained on its share; each evaluates all of val, but may round in its own way
+            train_loss = mean_over_processes(run.loss_sum.item() / run.n_new if run.n_new else math.nan)
+            run.seconds = time.perf_counter() - began
             val_loss = mean_over_processes(evaluate(run.model, val_data))
             bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / val_bytes
-            record(run, val_loss, bits_per_byte, time.perf_counter() - began)
+            record(run, train_loss, val_loss, bits_per_byte, time.perf_counter() - began)
             if rank == 0:
                 if run.iteration:
                     save(run)
                 bar.write(report(run))  # after saving: a printed line means a saved run
                 bar.write(f"    it writes: {some_tweet(run.model, run.iteration)}")
-            sys.stdout.flush()
+            began = time.perf_counter()
         if signals or is_over(run):
             break
-        began = time.perf_counter()
-        while not (signals or is_due(run)):
-            train_step(run, model, train_data, rank, world_size)
-            bar.update()
-        run.loss_sum.item()  # waits for the GPU, so that its seconds are counted
-        run.seconds += time.perf_counter() - began
+        train_step(run, model, train_data, rank, world_size)
+        bar.update()
+    run.seconds = time.perf_counter() - began
     bar.close()
     if dist.is_initialized():
         dist.destroy_process_group()
     if signals:
         stop(run, signals[0])
-    best = best_of(run.history)
+    best, out_dir = best_of(run.history), settings.out_dir
     loss = f"{best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte"
-    print(f"best val loss {loss}, at iteration {best['iter']:,}: {pathlib.Path(settings.out_dir, 'best.pt')}")
-    where = [] if settings.out_dir == "out" else [f"--out_dir={settings.out_dir}"]
-    print(f"next: {command('sample.py', *where)}")
+    print(f"best val loss {loss}, at iteration {best['iter']:,}: {pathlib.Path(out_dir, 'best.pt')}")
+    print(f"next: {command('sample.py', f'--out_dir={out_dir}')}")
 
 
 def stop(run, number):
@@ -164,7 +162,7 @@ def stop(run, number):
 def load_data(settings):
     """Read-only memmaps of train.bin and val.bin (uint16), and how many bytes the val tweets have."""
     folder = pathlib.Path(settings.data_dir)
-    again = f"run prepare.py --data_dir={folder}"
+    again = f"run {command('prepare.py', f'--data_dir={folder}')}"
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         train_data, val_data = (np.memmap(folder / f"{name}.bin", "<u2", "r") for name in ("train", "val"))
@@ -192,9 +190,8 @@ def as_tensor(tokens):
 def get_batch(data, settings, iteration, device, part=0, n_parts=1):
     """Random windows of block_size tokens and the tokens after each: two (windows, block_size) int64.
 
-    An iteration's windows, batch_size * gradient_accumulation_steps, depend on the seed and the iteration
-    alone, so a resumed run needs no state for them. They are dealt out to n_parts: to all processes, and
-    each of these takes its own in several batches.
+    An iteration's windows depend on the seed and the iteration alone, so a resumed run needs no state for
+    them. They are dealt out to n_parts: the processes, each of which takes its own in several batches.
     """
     rng = np.random.default_rng((settings.seed, iteration))
     n_windows = settings.batch_size * settings.gradient_accumulation_steps
@@ -225,9 +222,9 @@ class Run:
         self.history = []  # the rows of loss.csv, one an evaluation
         self.early = None  # the weights from before the noise fell: sample.py draws its candidates with them
         self.is_saved = False  # whether out_dir holds this run; before, it may hold an earlier one
-        # of the steps since the last evaluation: their seconds, and the sum of their train losses, a tensor,
-        # because a GPU stalls when a number is read from it
-        self.seconds, self.loss_sum = 0.0, torch.zeros((), device=device)
+        # of the steps since the last evaluation: their number, their seconds, and the sum of their train
+        # losses, a tensor, because a GPU stalls when a number is read from it
+        self.n_new, self.seconds, self.loss_sum = 0, 0.0, torch.zeros((), device=device)
 
 
 def make_model(settings, train_data):
@@ -244,8 +241,8 @@ def make_model(settings, train_data):
     given = {name: shape.pop(name) for name in ("n_layer", "n_head", "n_embd")}
     model = GPT.from_pretrained(settings.init_from, tokens, **shape)
     for name, value in given.items():
-        theirs = getattr(model.config, name)
-        if value not in (theirs, getattr(Settings, name)):
+        theirs, default = getattr(model.config, name), getattr(Settings, name)
+        if value not in (theirs, default):  # the default may just not have been given
             raise UserError(f"{name}: {settings.init_from} has {theirs}, not {value}; leave {name} out")
     return model
 
@@ -260,7 +257,7 @@ def resume(settings, train_data, device):
     """The Run that last.pt holds; raises UserError if it is another one than the settings describe."""
     path = pathlib.Path(settings.out_dir, "last.pt")
     model, refusal = GPT.load(path), f"cannot resume {path}:"
-    saved, model.notes = model.notes, {}  # so that, at the end, what the optimizers copy is freed
+    saved, model.notes = model.notes, {}  # else they would stay in memory as long as the model
     if "settings" not in saved:
         raise UserError(f"{refusal} it holds weights only, or is of an earlier version; start anew")
     before, now = saved["settings"], dataclasses.asdict(settings)
@@ -269,15 +266,14 @@ def resume(settings, train_data, device):
         why = ", ".join(f"{key} changed from {before.get(key)} to {now[key]}" for key in changed)
         raise UserError(f"{refusal} {why}; give the same preset and flags, or start anew")
     if not np.array_equal(model.tokens.numpy(), train_data):
-        why = f"it was trained on other tweets than those in {settings.data_dir}"
-        raise UserError(f"{refusal} {why}; set data_dir to theirs, or start anew")
+        raise UserError(f"{refusal} it was trained on other tweets; set data_dir to theirs, or start anew")
     run = Run(settings, model, device)
-    if saved["iteration"] > run.max_iters:
-        why = f"{saved['iteration']:,} iterations are done, of {run.max_iters:,}"
-        raise UserError(f"{refusal} {why}; raise max_iters or epochs")
     run.is_saved = True
     run.iteration, run.history, run.early = saved["iteration"], saved["history"], saved["early"]
-    run.seconds = saved["seconds"]
+    if run.iteration > run.max_iters:
+        why = f"{run.iteration:,} iterations are done, of {run.max_iters:,}"
+        raise UserError(f"{refusal} {why}; raise max_iters or epochs")
+    run.n_new, run.seconds = run.iteration - run.history[-1]["iter"], saved["seconds"]
     run.loss_sum += saved["loss_sum"].to(device)
     for optimizer, state in zip(run.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)
@@ -294,35 +290,33 @@ def best_of(history):
 def is_due(run):
     """Whether to evaluate now; not if that was done before the run was stopped."""
     is_time = run.iteration % run.eval_interval == 0 or run.iteration == run.max_iters
-    return is_time and (not run.history or run.history[-1]["iter"] != run.iteration)
+    return is_time and (run.n_new > 0 or not run.history)
 
 
 def is_over(run):
     """Whether all iterations are done, or `patience` is out."""
-    since_best = len(run.history) - 1 - run.history.index(best_of(run.history))
-    return run.iteration == run.max_iters or 0 < run.settings.patience <= since_best
+    best_at = run.history.index(best_of(run.history))
+    n_since_best = len(run.history) - 1 - best_at  # evaluations
+    return run.iteration == run.max_iters or 0 < run.settings.patience <= n_since_best
 
 
-def record(run, val_loss, bits_per_byte, seconds):
-    """Add a row to the history, for an evaluation of so many seconds; UserError if the loss is no number."""
+def record(run, train_loss, val_loss, bits_per_byte, seconds):
+    """Add a row to the history, so many seconds after the last; UserError if the loss is no number."""
     if not math.isfinite(val_loss):
-        why = f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate"
-        raise UserError(f"{why}; what was saved before is as it was")
-    before = run.history[-1] if run.history else {"iter": 0, "elapsed_seconds": 0.0}
-    n_new = run.iteration - before["iter"]
+        raise UserError(f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate")
     row = {
         "iter": run.iteration,
         "epoch": run.iteration / run.iters_per_epoch,
-        "train_loss": mean_over_processes(run.loss_sum.item() / n_new if n_new else math.nan),
+        "train_loss": train_loss,
         "val_loss": val_loss,
         "bits_per_byte": bits_per_byte,
         "lr": learning_rate_at(run.iteration, run.max_iters, run.settings),
-        "tokens_per_second": n_new * run.tokens_per_iter / max(run.seconds, 1e-9),
-        "elapsed_seconds": before["elapsed_seconds"] + run.seconds + seconds,
+        "tokens_per_second": run.n_new * run.tokens_per_iter / max(run.seconds, 1e-9),
+        "elapsed_seconds": (run.history[-1]["elapsed_seconds"] if run.history else 0.0) + seconds,
     }
     run.history.append(row)
+    run.n_new, run.seconds = 0, 0.0
     run.loss_sum.zero_()
-    run.seconds = 0.0
 
 
 def report(run):
@@ -341,21 +335,20 @@ def report(run):
 
 def make_optimizers(model, settings):
     """AdamW (Loshchilov & Hutter 2019); with `muon`, Muon (Jordan et al. 2024) for the blocks' matrices."""
-    matrices, vectors, in_blocks = [], [], []
+    decayed, not_decayed, for_muon = [], [], []
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
-            vectors.append(parameter)  # biases and LayerNorms, which do not decay
+            not_decayed.append(parameter)  # biases and LayerNorms
         elif settings.muon and name.startswith("h."):
-            in_blocks.append(parameter)
+            for_muon.append(parameter)
         else:
-            matrices.append(parameter)
+            decayed.append(parameter)
     lr, decay = settings.learning_rate, settings.weight_decay
-    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": decay}, {"params": not_decayed, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, settings.beta2), fused=True)]
     if settings.muon:
         # its decay is a quarter of the vectors': blocks, which every token trains, need less
-        how = {"weight_decay": decay / 4, "adjust_lr_fn": "match_rms_adamw"}
-        optimizers.append(torch.optim.Muon(in_blocks, lr=lr, **how))
+        optimizers.append(torch.optim.Muon(for_muon, lr, decay / 4, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -367,65 +360,65 @@ def learning_rate_at(iteration, max_iters, settings):
     return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def noise_strength_at(iteration, max_iters, noise_fall):
+    """1, but over the last part of the run, `noise_fall`, a line down to 0."""
+    left = (max_iters - iteration) / max_iters
+    return left / noise_fall if left < noise_fall else 1.0
+
+
 def set_noise(run):
-    """Over the last part of the run, `noise_fall`, the noise's strength is a line from 1 down to 0. The
-    weights from before that are kept."""
-    left = (run.max_iters - run.iteration) / run.max_iters
-    if left >= run.settings.noise_fall:
-        run.model.noise.strength.fill_(1.0)
-        run.early = None
-    else:
-        run.model.noise.strength.fill_(left / run.settings.noise_fall)
-        if run.early is None:
-            run.early = {name: tensor.half() for name, tensor in run.model.state_dict().items()}
+    """Give the noise its strength; once it falls, keep the weights from before."""
+    strength = noise_strength_at(run.iteration, run.max_iters, run.settings.noise_fall)
+    run.model.noise.strength.fill_(strength)
+    if strength == 1.0:
+        run.early = None  # also in a run that was made longer
+    elif run.early is None:
+        run.early = {name: tensor.half() for name, tensor in run.model.state_dict().items()}
 
 
 def train_step(run, model, data, rank=0, world_size=1):
-    """One iteration: the gradient of one global batch, clipped, and a step of each optimizer.
-
-    model: run.model, or what compiles it or shares it among processes.
-    """
+    """One iteration: the gradient of one global batch, clipped, and a step of each optimizer. `model` is
+    run.model, or what compiles it or shares it among processes."""
     model.train()
     settings, scaler, n_batches = run.settings, run.scaler, run.settings.gradient_accumulation_steps
     # dropout and noise are reseeded at each step, so a resumed run needs no random state
     torch.manual_seed(int(np.random.SeedSequence((settings.seed, run.iteration, rank)).generate_state(1)[0]))
     if settings.noise:
         set_noise(run)
-    total = 0.0
     for n in range(n_batches):
         part, n_parts = n * world_size + rank, n_batches * world_size
         idx, targets = get_batch(data, settings, run.iteration, run.device, part, n_parts)
-        # processes average their gradients once a step, after the last batch
-        alone = model.no_sync() if world_size > 1 and n < n_batches - 1 else contextlib.nullcontext()
-        with alone:
-            with torch.autocast(run.device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
-                _, loss = model(idx, targets)
-            # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
-            scaler.scale(loss / n_batches).backward()
-        total += loss.detach() / n_batches
+        if world_size > 1:  # average the processes' gradients once a step, after the last batch
+            model.require_backward_grad_sync = n == n_batches - 1
+        with torch.autocast(run.device.type, getattr(torch, run.dtype), enabled=run.dtype != "float32"):
+            loss = model(idx, targets)[1] / n_batches
+        # the scaler keeps small float16 gradients from becoming 0; for other dtypes it does nothing
+        scaler.scale(loss).backward()
+        run.loss_sum += loss.detach()
     lr = learning_rate_at(run.iteration, run.max_iters, settings)
     for optimizer in run.optimizers:
         scaler.unscale_(optimizer)
         for group in optimizer.param_groups:
             group["lr"] = lr
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
-    # a scale that was too large for float16 shows in the norm: then no optimizer steps, and the scale shrinks
+    # a scale that was too large for float16 shows in the norm, and shrinks. Then no optimizer steps;
+    # scaler.step would let those step whose own gradients are finite
     if not scaler.is_enabled() or norm.isfinite():
         for optimizer in run.optimizers:
             optimizer.step()
     scaler.update()
     model.zero_grad(set_to_none=True)
-    run.loss_sum += total
     run.iteration += 1
+    run.n_new += 1
 
 
 @torch.inference_mode()
 def evaluate(model, data, batch_size=32):
-    """The val loss over all of `data`, in nats per token, in float32 and without dropout.
+    """The val loss over all of `data`, in nats per token, without dropout, in float32 (on a GPU TF32).
 
     Every token but the first is scored once: windows advance by half a block, and each but the first scores
-    its newer half, so that (past the start) every token has at least half a block before it, of which
-    `separate_tweets` hides other tweets. With a block of 4, for the targets a to i, where . is not scored:
+    its newer half, so that (past the start) every token has at least half a block before it. With a block
+    of 4, for the targets a to i, where . is not scored:
 
         a b c d
             . . e f
@@ -435,11 +428,12 @@ def evaluate(model, data, batch_size=32):
     model.eval()
     block_size, stride = model.config.block_size, model.config.block_size // 2
     tokens = as_tensor(data).to(model.wpe.weight.device)
-    idx = F.pad(tokens[:-1], (0, block_size)).unfold(0, block_size, stride)  # (windows, block_size)
+    # padded, so that the last window is whole; then (windows, block_size)
+    idx = F.pad(tokens[:-1], (0, block_size)).unfold(0, block_size, stride)
     targets = F.pad(tokens[1:], (0, block_size), value=-1).unfold(0, block_size, stride).clone()
     targets[1:, :-stride] = -1  # the window before scores them
-    is_needed, total = (targets >= 0).any(1), 0.0
-    for x, y in zip(idx[is_needed].split(batch_size), targets[is_needed].split(batch_size), strict=True):
+    total = 0.0
+    for x, y in zip(idx.split(batch_size), targets.split(batch_size), strict=True):
         hidden, is_scored = model.hidden_states(x), y >= 0
         total += model.vocabulary.loss(hidden[is_scored], y[is_scored]).sum().item()
     return total / (len(data) - 1)
@@ -448,7 +442,8 @@ def evaluate(model, data, batch_size=32):
 def some_tweet(model, seed):
     """One tweet as the network writes it now, drawn with a generator of its own, so that no loss changes."""
     device = model.wpe.weight.device
-    generator, start = torch.Generator(device).manual_seed(seed), torch.tensor([[END_OF_TEXT]], device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    start = torch.tensor([[END_OF_TEXT]], device=device)
     ids = model.generate(start, 40, min_p=0.05, min_new_tokens=1, generator=generator)[0].tolist()
     text = load_tokenizer().decode([token for token in ids if token != END_OF_TEXT])
     return printable(text.strip())
@@ -458,24 +453,21 @@ def some_tweet(model, seed):
 
 
 def save(run):
-    """Write last.pt; after an evaluation also loss.csv, loss.png and, if it is the best, best.pt.
-
-    The first time, move what an earlier run left to out_dir/previous: a run that fails at once takes no
-    other's place.
-    """
+    """Write last.pt; after an evaluation also loss.csv, loss.png and, if it is the best, best.pt. An earlier
+    run is set aside only now, so one that fails at once does not take its place."""
     out_dir, best = pathlib.Path(run.settings.out_dir), best_of(run.history)
     if not run.is_saved:
         set_aside(out_dir)
         run.is_saved = True
-    notes = {key: best[key] for key in ("iter", "val_loss", "bits_per_byte")} | {"early": run.early}
-    if run.history[-1]["iter"] == run.iteration:
+    if run.n_new == 0:
         write_history(run.history, out_dir / "loss.csv")
         plot_losses(run.history, out_dir / "loss.png")
         if best["iter"] == run.iteration:
-            run.model.save(out_dir / "best.pt", **notes)
+            about = {key: best[key] for key in ("iter", "val_loss", "bits_per_byte")}
+            run.model.save(out_dir / "best.pt", early=run.early, **about)
     run.model.save(
         out_dir / "last.pt",
-        **notes,
+        early=run.early,
         settings=dataclasses.asdict(run.settings),
         iteration=run.iteration,
         history=run.history,
@@ -487,11 +479,16 @@ def save(run):
 
 
 def set_aside(out_dir):
-    """Move what an earlier run left in `out_dir` to out_dir/previous, replacing what is there."""
-    paths = [out_dir / name for name in ("best.pt", "last.pt", "loss.csv", "loss.png")]
-    for path in filter(pathlib.Path.exists, paths):
-        (out_dir / "previous").mkdir(exist_ok=True)
-        path.replace(out_dir / "previous" / path.name)
+    """Move an earlier run from `out_dir` to out_dir/previous, in place of the one there; but not a run that
+    was stopped before its first evaluation, and so has no best.pt."""
+    if not (out_dir / "best.pt").exists():
+        return
+    (out_dir / "previous").mkdir(exist_ok=True)
+    for name in ("loss.csv", "loss.png", "last.pt", "best.pt"):
+        path, previous = out_dir / name, out_dir / "previous" / name
+        previous.unlink(missing_ok=True)
+        if path.exists():
+            path.replace(previous)
 
 
 def write_history(history, path):
@@ -541,10 +538,8 @@ def catch_signals():
 
 
 def join_processes(settings):
-    """(torch.device, rank, world_size) of this process, which torchrun may have started with others.
-
-    Each takes its share of every batch, and their gradients are averaged; the first, rank 0, writes.
-    """
+    """(torch.device, rank, world_size) of this process, which torchrun may have started with others. Each
+    takes its share of every batch, and their gradients are averaged; the first, rank 0, writes."""
     is_one_of_several = "RANK" in os.environ
     name = settings.device
     if is_one_of_several and name in ("auto", "cuda") and torch.cuda.is_available():
@@ -562,7 +557,7 @@ def join_processes(settings):
         why = f"{settings.batch_size} windows cannot be split evenly among {world_size} processes"
         raise UserError(f"batch_size: {why}; use a multiple of {world_size}")
     if rank:
-        sys.stdout = io.StringIO()  # the first process prints
+        sys.stdout = io.StringIO()  # what it prints is not seen: the first process prints the same
     return device, rank, world_size
 
 

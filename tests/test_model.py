@@ -85,6 +85,8 @@ def test_rare_tokens_are_as_likely_as_good_and_turing_say():
     gain = used - trained
     assert far(gain[..., 16:] - gain[..., :1], torch.tensor((6 + 2 * 4) / 6).log()) < 1e-4
     assert far(used[..., 16] - used[..., 26], torch.tensor(2 * 4 / 6).log()) < 1e-4  # which look alike
+    with pytest.raises(ValueError, match="compact_vocab needs tokens"):
+        GPT(GPTConfig(compact_vocab=True))
 
 
 @pytest.mark.parametrize("B", [1, 66])  # 66 * 8 targets do not fit into one chunk of the loss
@@ -131,6 +133,8 @@ def test_dropout_and_noise_act_in_training_only(regulariser):
     assert far(model(idx)[0], build("full")(idx)[0]) < 1e-5
     model.train()
     assert not torch.equal(model(idx)[0], model(idx)[0])
+    with pytest.raises(ValueError, match="noise needs tokens"):
+        GPT(GPTConfig(noise=0.5))
 
 
 @pytest.mark.parametrize("T", [1, 5, BLOCK, BLOCK + 5])
@@ -138,6 +142,7 @@ def test_greedy_takes_what_is_likeliest_without_a_cache_too(model, T):
     steps, begin = 2 * BLOCK + 3, max(T - BLOCK, 0)
     tokens = draw(model, text(2, T), steps, temperature=0, banned=[END])
     assert tokens.shape == (2, T + steps) and torch.equal(tokens[:, :T], text(2, T))
+    assert not tokens.is_inference()  # they can be trained on
     for end in range(T, T + steps):
         log_probs = model.log_probs(tokens[:, begin:end])[:, -1]
         likeliest = log_probs[:, END + 1 :].max(-1).values  # because the end is banned
@@ -153,6 +158,7 @@ def test_greedy_takes_what_is_likeliest_without_a_cache_too(model, T):
         ({"temperature": 0.5}, lambda p: p >= 0),
         ({"temperature": 2.0, "top_k": 4}, lambda p: p >= p.topk(4).values[-1]),
         ({"top_k": 1}, lambda p: p == p.max()),
+        ({"top_p": 0.0}, lambda p: p == p.max()),
         ({"top_p": 0.6}, lambda p: p >= p.sort().values[p.sort().values.cumsum(0) > 0.4][0]),
         ({"min_p": 0.3}, lambda p: p >= 0.3 * p.max()),
         ({"banned": [3, 7]}, lambda p: ~torch.isin(torch.arange(len(p)), torch.tensor([3, 7]))),
@@ -235,3 +241,6 @@ def test_a_file_that_is_no_checkpoint_is_told_and_runs_no_code(command, trained,
             torch.save(content, path)
         assert "best.pt" in the_error(command("sample.py", f"--out_dir={tmp_path}"), "sample.py")
     assert not ran.exists()
+    path.unlink()
+    path.mkdir()
+    assert "directory" in the_error(command("sample.py", f"--out_dir={tmp_path}"), "sample.py")

@@ -131,10 +131,16 @@ def test_a_run_writes_its_files_and_tells_what_it_does(trained, prepared, read_l
             assert text.format(**row) in line
     assert f"best val loss {best_of(rows)['val_loss']:.4f}" in trained.out and trained.err == ""
     check_val_loss(trained.folder, prepared.folder, rows)
+    best, last = (GPT.load(trained.folder / f"{name}.pt").notes for name in ("best", "last"))
+    assert best["val_loss"] == best_of(rows)["val_loss"] and "val_loss" not in last  # it has other weights
 
 
-def test_a_seed_gives_the_same_run_again_and_the_earlier_is_kept(finished, losses_of, read_losses, snapshot):
+def test_a_seed_gives_the_same_run_again_and_the_earlier_is_kept(
+    finished, train, losses_of, read_losses, snapshot, monkeypatch
+):
     before, rows = snapshot(finished), without_clock(read_losses(finished))
+    signal_at(monkeypatch, 2, signal.SIGTERM)
+    assert "stopped at iteration 2" in train("--seed=2").out  # before it has a best.pt: not worth keeping
     assert losses_of() == rows and snapshot(finished / "previous") == before
     check_same(finished, finished / "previous")
     assert losses_of("--seed=2") != rows and snapshot(finished / "previous") != before
@@ -275,6 +281,7 @@ HARM = {
         ("--n_embd=15", "n_embd .*15.* n_head"),
         ("--compact_vocab=False --spelling=8", "spelling .*compact_vocab"),
         ("--out_dir=/dev/null/out", "/dev/null"),
+        ("--beta2=1", "beta2: .*0.9999"),
         ("--data_dir=no/such/folder", "no/such/folder.*prepare.py"),
         ("--data_dir=OUT/data  # odd train.bin", "train.bin.*prepare.py"),
         ("--data_dir=OUT/data  # empty val.bin", "val.bin.*prepare.py"),
@@ -312,16 +319,16 @@ def test_what_cannot_be_done_is_told_and_an_earlier_run_is_left(
 
 @pytest.mark.parametrize("noise_fall, last", [(0.25, 0.5), (0, 1.0)])
 def test_noise_falls_to_nothing_over_the_last_part_of_a_run(new_run, noise_fall, last):
-    run, _ = new_run("--noise=0.5", f"--noise_fall={noise_fall}")
-    for run.iteration in range(8):
-        train_module.set_noise(run)
-        assert run.model.noise.strength.item() == (last if run.iteration == 7 else 1.0)
+    run, data = new_run("--noise=0.5", f"--noise_fall={noise_fall}")
+    for n in range(8):
+        train_module.train_step(run, run.model, data)
+        assert run.model.noise.strength.item() == (last if n == 7 else 1.0)
 
 
 def test_what_is_kept_from_before_the_noise_fell_is_that_network(trained, train, tmp_path, monkeypatch):
-    """Of 8 iterations the last 30 % are the last two, so it is the network after six."""
-    signal_at(monkeypatch, 6, signal.SIGTERM)
-    assert "stopped at iteration 6" in train().out
+    """Of 8 iterations only the last is in the last 15 %, so it is the network after seven."""
+    signal_at(monkeypatch, 7, signal.SIGTERM)
+    assert "stopped at iteration 7" in train().out
     weights = GPT.load(tmp_path / "out" / "last.pt").state_dict()
     halves = {name: tensor.half() for name, tensor in weights.items()}
     early = GPT.load(trained.folder / "last.pt").notes["early"]
