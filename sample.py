@@ -1,7 +1,7 @@
 """Write new tweets with the model that train.py trained. They are a model's parody, nobody's words.
 
     python sample.py --start "Tesla"                     # ten tweets that begin with Tesla
-    python sample.py --num_samples=20 --min_novelty=0.5  # twenty, none of them copied
+    python sample.py --num_samples=20 --min_novelty=0.5  # twenty, each at least half new
     python sample.py --start=FILE:prompt.txt --seed=7    # the prompt from a file
     python sample.py --start "Tesla is" --attention      # and how the model looks at it
     python sample.py --interactive                       # a prompt a line, until end of file
@@ -149,6 +149,10 @@ def read_prompt(start):
 
 
 # --- writing --------------------------------------------------------------------------------------
+#
+# best.pt may hold two networks: the final one, and the one from before its noise fell. Then the early one
+# draws several candidates, and that is written whose likelihood rises most from the early to the final one.
+# Else, and with --candidates=1, each tweet is one draw of the final network.
 
 
 def write(model, early, tokenizer, known, prompt, settings, generator):
@@ -162,7 +166,7 @@ def write(model, early, tokenizer, known, prompt, settings, generator):
     if len(prompt_ids) > block_size:
         told = f"the prompt has {len(prompt_ids)} tokens; the model reads only the last {block_size}"
         print(f"{told} (block_size)", file=sys.stderr)
-    most_fruitless = 1 if settings.temperature == 0 else MAX_FRUITLESS  # at 0 the next round is the same
+    most_fruitless = 2 if settings.temperature == 0 else MAX_FRUITLESS  # at 0 all later rounds are the same
     written, fruitless = [], 0
     while len(written) < settings.num_samples:
         missing = settings.num_samples - len(written)
@@ -190,13 +194,14 @@ def write(model, early, tokenizer, known, prompt, settings, generator):
 
 def draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
     """Yield n lists of candidates, the best first; each is the ids that continue the prompt."""
-    n_candidates = settings.candidates if early else 1
+    is_choice = early is not None and settings.candidates > 1 and temperature > 0
+    drawer, n_candidates = (early, settings.candidates) if is_choice else (model, 1)
     idx = torch.tensor([[END_OF_TEXT, *prompt_ids]], device=generator.device).expand(n * n_candidates, -1)
-    rows = (early or model).generate(
+    rows = drawer.generate(
         idx, settings.max_new_tokens, temperature, settings.top_k, settings.top_p, settings.min_p,
         banned=banned, min_new_tokens=1, generator=generator,
     )  # fmt: skip
-    gains = gain(model, early, rows, len(prompt_ids)) if n_candidates > 1 else torch.zeros(n)
+    gains = gain(model, early, rows, len(prompt_ids)) if is_choice else torch.zeros(n)
     best_first = gains.view(n, n_candidates).argsort(descending=True, stable=True)
     new = rows[:, idx.shape[1] :].view(n, n_candidates, -1)
     for candidates, order in zip(new, best_first, strict=True):
@@ -211,10 +216,11 @@ def without_end(ids):
 def early_network(model):
     """The model as it was before its noise fell, if best.pt holds that, else None: it is less sure, and so
     draws more varied tweets."""
-    if not model.notes.get("early"):
+    weights = model.notes.pop("early", None)
+    if weights is None:
         return None
     early = copy.deepcopy(model)
-    early.load_state_dict(model.notes["early"])
+    early.load_state_dict(weights)
     return early
 
 
@@ -306,7 +312,7 @@ def words(text):
 def save(lines, prompt, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
     drawn = ("temperature", "min_p", "top_k", "top_p", "seed")
-    how = ("init_from", "candidates", "max_new_tokens", "min_novelty", *drawn)
+    how = ("init_from", "num_samples", "candidates", "max_new_tokens", "min_novelty", *drawn)
     flags = " ".join(f"--{name}={getattr(settings, name)}" for name in how)
     header = f"# a model's parody, nobody's words: --start={prompt!r} {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -357,7 +363,7 @@ def label(tokenizer, token):
 def export(model, folder, settings):
     """Write a Hugging Face folder that GPT2LMHeadModel and pipeline("text-generation") read.
 
-    The folder holds the settings by which sample.py draws, so that the pipeline draws in the same way.
+    The folder holds the settings of the drawing; the pipeline draws each tweet once, without candidates.
     Raises UserError for a model that GPT-2 cannot be, and if the folder exists already. A model trained
     with separate_tweets gives the same logits there for a single tweet.
     """

@@ -2,7 +2,7 @@
 #
 #     python train.py config/large.py
 #
-# Chosen on 18,890 tweets of one person, by fewer runs than config/elon.py, which explains the settings.
+# Chosen on 18,890 tweets of one person, less carefully than config/elon.py, which explains the settings.
 n_layer = 4
 n_head = 6
 n_embd = 192
@@ -20,5 +20,5 @@ patience = 4
 learning_rate = 3e-3
 warmup_iters = 20
 muon = True
-weight_decay = 0.7  # acts at every iteration, of which an epoch has 6 times as many as there
+weight_decay = 0.7  # less than elon.py's 4: each iteration decays, and an epoch has 6 times as many
 beta2 = 0.95
