@@ -50,9 +50,9 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.spelling and not self.compact_vocab:
-            raise UserError("spelling needs --compact_vocab=True")
+            raise UserError("spelling needs compact_vocab; add --spelling=0")
         if self.cut and not self.separate_tweets:
-            raise UserError("cut needs --separate_tweets=True")
+            raise UserError("cut needs separate_tweets; add --cut=0")
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ def token_losses(hidden, scorers, targets):
     """-ln p of each target, 0 where it is -1: hidden (N, C), targets (N,) -> (N,).
 
     The logits are made for some positions at a time: on a CPU for so few that they fit its cache, which is
-    twice as fast; on a GPU for as many as keep it busy, since those of all may not fit its memory. Under
-    autocast they are rounded to half precision, the sums over them are not.
+    twice as fast; on a GPU for as many as keep it busy. Under autocast they are rounded to half precision,
+    the sums over them are not.
     """
     chunk = 2048 if hidden.is_cuda else 128
     losses = []
@@ -190,7 +190,8 @@ class GPT(nn.Module):
         """tokens: (N,) int64, those to be trained on, which `noise` and `compact_vocab` learn from; tables:
         what token_tables() makes, for `compact_vocab`. Raises ValueError if what they need is not given."""
         super().__init__()
-        if (config.noise and tokens is None) or (config.compact_vocab and tables is None):
+        is_told = tokens is not None and (tables is not None or not config.compact_vocab)
+        if (config.noise or config.compact_vocab) and not is_told:
             raise ValueError("noise needs tokens; compact_vocab needs tokens and tables")
         self.config = config
         if config.compact_vocab:

@@ -116,17 +116,7 @@ def main(settings):
     began = time.perf_counter() - run.seconds  # so that seconds count on where a run is resumed
     while True:
         if is_due(run):
-            # each process trained on its share; each evaluates all of val, but may round in its own way
-            train_loss = mean_over_processes(run.loss_sum.item() / run.n_new if run.n_new else math.nan)
-            run.seconds = time.perf_counter() - began
-            val_loss = mean_over_processes(evaluate(run.model, val_data))
-            bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / val_bytes
-            record(run, train_loss, val_loss, bits_per_byte, time.perf_counter() - began)
-            if rank == 0:
-                if run.iteration:
-                    save(run)
-                bar.write(report(run))  # after saving: a printed line means a saved run
-                bar.write(f"    it writes: {some_tweet(run.model, run.iteration)}")
+            evaluate_and_save(run, val_data, val_bytes, began, rank, bar)
             began = time.perf_counter()
         if signals or is_over(run):
             break
@@ -142,6 +132,24 @@ def main(settings):
     loss = f"{best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte"
     print(f"best val loss {loss}, at iteration {best['iter']:,}: {pathlib.Path(out_dir, 'best.pt')}")
     print(f"next: {command('sample.py', f'--out_dir={out_dir}')}")
+
+
+def evaluate_and_save(run, val_data, val_bytes, began, rank, bar):
+    """Add a row to the history; the first process saves the run, then prints: a printed line is a saved run.
+
+    began: when, by time.perf_counter(), the training since the last evaluation began.
+    """
+    # each process trained on its share; all evaluate all of val, and must agree on when to stop
+    train_loss = mean_over_processes(run.loss_sum.item() / run.n_new if run.n_new else math.nan)
+    run.seconds = time.perf_counter() - began
+    val_loss = mean_over_processes(evaluate(run.model, val_data))
+    bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / val_bytes
+    record(run, train_loss, val_loss, bits_per_byte, time.perf_counter() - began)
+    if rank == 0:
+        if run.iteration:
+            save(run)
+        bar.write(report(run))
+        bar.write(f"    it writes: {some_tweet(run.model, run.iteration)}")
 
 
 def stop(run, number):
@@ -220,7 +228,9 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
         self.iteration = 0  # steps done
         self.history = []  # the rows of loss.csv, one an evaluation
-        self.early = None  # the weights from before the noise fell: sample.py draws its candidates with them
+        # the weights from before the noise fell, in half precision: sample.py draws with them, and keeps what
+        # the final weights find likelier
+        self.early = None
         self.is_saved = False  # whether out_dir holds this run; before, it may hold an earlier one
         # of the steps since the last evaluation: their number, their seconds, and the sum of their train
         # losses, a tensor, because a GPU stalls when a number is read from it
@@ -237,7 +247,8 @@ def make_model(settings, train_data):
         tables = token_tables(token_texts(), settings.spelling) if settings.compact_vocab else None
         return GPT(GPTConfig(**shape), tokens, tables)
     if settings.compact_vocab:
-        raise UserError("GPT-2's weights fit no compact_vocab; leave it out")
+        fix = "use config/finetune.py, or add --compact_vocab=False --spelling=0"
+        raise UserError(f"GPT-2's weights fit no compact_vocab; {fix}")
     given = {name: shape.pop(name) for name in ("n_layer", "n_head", "n_embd")}
     model = GPT.from_pretrained(settings.init_from, tokens, **shape)
     for name, value in given.items():
@@ -347,7 +358,8 @@ def make_optimizers(model, settings):
     groups = [{"params": decayed, "weight_decay": decay}, {"params": not_decayed, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, settings.beta2), fused=True)]
     if settings.muon:
-        # its decay is a quarter of the vectors': blocks, which every token trains, need less
+        # it moves a matrix in all directions alike; its steps are made as long as AdamW's, so that one rate of
+        # learning fits both; a quarter of the decay is enough
         optimizers.append(torch.optim.Muon(for_muon, lr, decay / 4, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
@@ -483,12 +495,13 @@ def set_aside(out_dir):
     was stopped before its first evaluation, and so has no best.pt."""
     if not (out_dir / "best.pt").exists():
         return
-    (out_dir / "previous").mkdir(exist_ok=True)
-    for name in ("loss.csv", "loss.png", "last.pt", "best.pt"):
-        path, previous = out_dir / name, out_dir / "previous" / name
-        previous.unlink(missing_ok=True)
-        if path.exists():
-            path.replace(previous)
+    previous, names = out_dir / "previous", ("loss.csv", "loss.png", "last.pt", "best.pt")
+    previous.mkdir(exist_ok=True)
+    for name in names:
+        (previous / name).unlink(missing_ok=True)
+    for name in names:
+        if (out_dir / name).exists():
+            (out_dir / name).replace(previous / name)
 
 
 def write_history(history, path):
