@@ -274,7 +274,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "objects in a gz": ("in.jsonl.gz --user=@NASA", gzip.compress(JSON_LINES.encode()), []),
     "objects in objects": ("in.json", json.dumps(NESTED), []),
     "a list of texts": ("in.json", json.dumps(FILLER), []),
-    "a list within": ("in.json", json.dumps({"data": OBJECTS[:-2], "meta": {"text": "x"}}, indent=1), []),
+    "a list within": ("in.json", json.dumps({"data": OBJECTS[:-2], "meta": {"newest_id": "9"}}, indent=1), []),
     "a key of one's own": ("in.json --text_column=legacy.full_text", json.dumps(NESTED), []),
     "pipes": ("in.csv", table(TWO, "|"), OF_TWO),
     "bare commas in the one column": ("in.csv", "text\na, b\n" + LINES, ["a, b"]),
