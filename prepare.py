@@ -49,7 +49,6 @@ FIRST_ROWS = 5_000  # by which a file is judged
 BATCH_ROWS = 50_000  # in memory at once
 END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
 LARGE_TOKENS = 150_000  # from here on config/large.py does better: by 0.03 nats on 309,121 tokens
-
 # how a row goes through the program; `tweet` is its clean text, or "" where it is dropped, and `why` says why
 Row = namedtuple("Row", "file author text is_others tweet why", defaults=("", ""))
 
@@ -59,14 +58,12 @@ class Settings:
     input: tuple[str, ...] = setting((), "a file, folder or pattern; may be repeated", group="what to read")
     text_column: str = setting("", "the column with the tweets, if it has no usual name")
     user: str = setting("", "keep only this author's rows")
-
     mentions: str = setting(
         "reply", "@handles to drop: reply (that open a reply), keep (none), strip (all)",
         choices=("reply", "keep", "strip"), group="cleaning",
     )  # fmt: skip
     urls: str = setting("strip", "drop (strip) or keep links", choices=("strip", "keep"))
     min_chars: int = setting(1, "drop tweets that are shorter after cleaning", low=1)
-
     data_dir: str = setting("data", "the folder to write to", group="where to write")
     dry_run: bool = setting(False, "show ten tweets before and after cleaning, write nothing")
 
@@ -77,8 +74,8 @@ def main(settings):
     rows = clean_tweets(read_tweets(find_files(settings, data_dir), settings), settings)
     if settings.dry_run:
         for row in islice(rows, 10):
-            print("before ", printable(row.text))
-            print("after  ", printable(row.tweet) or f"(dropped: {row.why})", end="\n\n")
+            after = printable(row.tweet) or f"(dropped: {row.why})"
+            print(f"before  {printable(row.text)}\nafter   {after}\n")
         return
 
     tokenizer = load_tokenizer()
@@ -99,26 +96,29 @@ def main(settings):
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet not in val]))
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
-            left = f"{sources.total() - dropped.total()} rows are too few to split; read: {listed(sources)}"
-            why = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
-            raise UserError(f"{left}; {why}; is it the right --text_column and --user?")
+            counts = f"read: {listed(sources)}; dropped: {listed(dropped)}; authors: {listed(authors)}"
+            left = f"{sources.total() - dropped.total()} rows are too few to split"
+            raise UserError(f"{left}; {counts}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
 
     meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
     meta |= {"rows": sources.total(), "dropped": dropped, "tweets": sources.total() - dropped.total()}
     for split in ("train", "val"):
-        counts = split_counts(tokenizer, data_dir / f"{split}.bin")
-        meta |= {f"{split}_{name}": count for name, count in counts.items()}
+        ids = np.fromfile(data_dir / f"{split}.bin", "<u2")
+        meta |= {f"{split}_tweets": int((ids == END_OF_TEXT).sum()) - 1, f"{split}_tokens": len(ids)}
+        meta |= {
+            f"{split}_distinct_tokens": len(np.unique(ids)),
+            f"{split}_bytes": count_bytes(tokenizer, ids),
+        }
+        meta[f"{split}_sha256"] = hashlib.sha256(ids).hexdigest()
     with written_whole(data_dir / "meta.json") as file:
         json.dump(meta, file, indent=1)
     report(meta, authors, data_dir)
 
 
 # --- finding: each file is a pathlib.Path, or a zipfile.Path in a zip -------------------------------
-
-# the names of files that may hold tweets, among much else in a folder or a zip; of these kinds only the first
-# that it holds is read: text beside a table is hardly what was meant
+# names of files that may hold tweets; in a folder or zip only the first kind counts, not text beside a table
 KINDS = [
     re.compile(r"(note-)?tweets?(-part\d+)?\.js"),  # X's archive
     re.compile(r"(?i)(?!meta\.json).*\.([ct]sv|(nd)?jsonl?)(\.gz)?"),
@@ -149,8 +149,8 @@ def chosen(path):
     of_kinds = [[file for file in files if kind.fullmatch(file.name)] for kind in KINDS]
     first = next((some for some in of_kinds if some), [])
     if not first:
-        only = ", ".join(file.name for file in files)
-        raise UserError(f"{path} holds no table, text or archive of X's, only {only[:200]}")
+        names = ", ".join(file.name for file in files)[:200]
+        raise UserError(f"{path} holds no table, text or archive of X's, only {names}")
     if others := ", ".join(file.name for some in of_kinds for file in some if some is not first):
         print(f"left out beside {first[0]}: {others[:200]}", file=sys.stderr)
     return first
@@ -191,16 +191,15 @@ def files_in(path):
 
 
 # --- reading: every row of every file becomes {column: cell} ----------------------------------------
-
 # names of columns as `plain` writes them, the likeliest first
 FORMS = "notetweet.text extendedtweet.fulltext extendedtweetfulltext fulltext text"  # of one tweet
 TEXTS = f"{FORMS} tweet tweets tweettext tweetcontent content rawcontent body post"
 AUTHORS = "screenname userscreenname username authorusername fromuser handle userhandle author user account"
 FLAGS = "isretweet retweet type posttype tweettype"  # may tell that a post is another's
-# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
-OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
-OTHERS_WITHIN = re.compile("quot|retweet|reply|parent|embed")  # names of what holds another's post in a post
+OTHERS = re.compile(r"(?i)(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted")  # but a "quote" is a comment
+COUNT = r"([2-9]|[1-9]\d+)(\.0)?"  # a column that holds such numbers counts, and flags nothing
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
+LISTS = "data", "statuses", "tweets", "posts", "feed", "items", "orderedItems"  # programs put posts there
 BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
 
@@ -211,15 +210,17 @@ def read_tweets(files, settings):
     for file in files:
         with errors_named(file), open_text(file) as stream:
             names, rows = table(file, stream, settings)
-            texts, authors = text_columns(names, settings), columns(names, AUTHORS)
-            if not texts:
+            found, authors = columns(names, plain(settings.text_column) or TEXTS), columns(names, AUTHORS)
+            if not found:
                 problems.append((names, f"{file} holds no tweets: {advice(file, names, settings)}"))
                 continue
             if settings.user and not authors:
                 raise UserError(f"{file} names no authors; leave out --user")
+            texts = columns(found, FORMS) or found[:1]
             first = list(islice(rows, FIRST_ROWS))
             limit = cut_length([longest(row, texts) for row in first])
-            flags = [name for name in columns(names, FLAGS) if not counts(row.get(name, "") for row in first)]
+            counting = {name for row in first for name in row if re.fullmatch(COUNT, row[name])}
+            flags = [name for name in columns(names, FLAGS) if name not in counting]
             for row in chain(first, rows):
                 text = longest(row, texts)
                 if len(text) == limit and OPEN_END.search(text):
@@ -234,18 +235,12 @@ def read_tweets(files, settings):
             print(f"left out: {message}", file=sys.stderr)
 
 
-def text_columns(names, settings):
-    """Those of `names` that hold the tweet: all forms of one text, or the likeliest."""
-    found = columns(names, plain(settings.text_column) or TEXTS)
-    return columns(found, FORMS) or found[:1]
-
-
 def columns(names, words):
     """Those of `names` that `words` lists, in its order; if none, inner ones, as "legacy.full_text"."""
     keys = [plain(name) for name in names]
     found = [word for word in words.split() if word in keys]
     if not found:
-        inner = [key for key in keys if not OTHERS_WITHIN.search(key.rpartition(".")[0])]
+        inner = [key for key in keys if not re.search("quot|retweet|reply|parent", key.rpartition(".")[0])]
         ends = [[key for key in inner if key.endswith(f".{word}")] for word in words.split()]
         found = [alike[0] for alike in ends if alike]
     return [names[keys.index(key)] for key in found]  # the first of those that are alike
@@ -254,11 +249,6 @@ def columns(names, words):
 def plain(name):
     """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
     return re.sub(r"[\s_-]+", "", name).lower()
-
-
-def counts(cells):
-    """Whether a column counts, as of retweets, and so flags nothing: it holds numbers above 1."""
-    return any(re.fullmatch(r"([2-9]|[1-9]\d+)(\.0)?", cell) for cell in cells)
 
 
 def longest(row, names):
@@ -277,26 +267,21 @@ def cut_length(texts):
 @contextlib.contextmanager
 def errors_named(file):
     """Turn what the standard library raises for a file that cannot be read into a UserError that names it."""
-    damage = zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, SyntaxError, ValueError
+    damage = OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, SyntaxError, ValueError
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
     except damage as error:
-        raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
-
-
-def as_1252(error):
-    """What Windows-1252 makes of bytes that are not UTF-8: a handler of decoding errors."""
-    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
-
-
-codecs.register_error("as-1252", as_1252)
+        raise UserError(f"{file} cannot be read ({error}): it is damaged, cut short or protected") from None
 
 
 @contextlib.contextmanager
 def open_text(file):
     """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
+
+    def as_1252(error):
+        return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+    codecs.register_error("as-1252", as_1252)
     with file.open("rb") as binary:
         if file.suffix.lower() == ".gz":
             binary = gzip.GzipFile(fileobj=binary)
@@ -311,12 +296,14 @@ def table(file, stream, settings):
     stream.seek(0)
     suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
     if suffix in (".js", ".json", ".jsonl", ".ndjson") or BEGINS_JSON.match(line):
-        rows = json_rows(stream, settings)
+        rows = json_rows(stream)
         first = list(islice(rows, FIRST_ROWS))
         return list(dict.fromkeys(chain.from_iterable(first))), chain(first, rows)
     separator, names = split(line)
     # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
-    is_header = settings.text_column or (len(names) > 1 and text_columns(names, settings))
+    is_header = settings.text_column or (
+        len(names) > 1 and columns(names, plain(settings.text_column) or TEXTS)
+    )
     if suffix == ".txt" and not is_header:
         mark = r"<\|(?:start|end)oftext\|>"  # GPT-2's trainers put them around each text
         tweets = re.split(mark, stream.read()) if re.search(mark, line) else stream
@@ -330,15 +317,18 @@ def split(line):
     return separator, next(csv.reader([line], delimiter=separator), [])
 
 
-def json_rows(stream, settings):
+def json_rows(stream):
     """Of objects, a line each or in a list: as JSON, as JavaScript that assigns it or as Python prints it."""
     for line in stream:
         try:
             values = parsed(line)
         except (ValueError, SyntaxError):  # it goes on in the next lines
             values = parsed(line + stream.read())
-        for item in chain.from_iterable(posts(value, settings) for value in values):
-            yield flat(item if isinstance(item, dict) else {"text": item})
+        for value in values:
+            if isinstance(value, dict):  # some hold the list beside what they tell about it
+                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
+            for item in value if isinstance(value, list) else [value]:
+                yield flat(item if isinstance(item, dict) else {"text": item})
 
 
 def parsed(text):
@@ -347,16 +337,6 @@ def parsed(text):
     if re.match(r"[\[{\s]*'", text):
         return [ast.literal_eval(text)]
     return json.loads("[" + re.sub(r"\}[ \t\r]*\n\s*\{", "},{", text) + "]")
-
-
-def posts(value, settings):
-    """The items of a list, also of the longest one in an object that has no text itself; else the object."""
-    if isinstance(value, dict):
-        lists = [inner for inner in value.values() if isinstance(inner, list)]
-        lists = [items for items in lists if any(isinstance(item, dict) for item in items)]
-        if lists and not text_columns(list(flat(value)), settings):
-            return max(lists, key=len)
-    return value if isinstance(value, list) else [value]
 
 
 def flat(item, within=""):
@@ -401,36 +381,29 @@ def swallows_rows(cells, separator):
     """Whether a cell holds a line like a row: as many cells, and one like its own but for digits (a date)."""
     shapes = enumerate(re.sub(r"\d", "0", cell) for cell in cells)
     own = {(place, shape) for place, shape in shapes if len(shape) > 5}  # lists have short numbers
-    for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
-        others = re.sub(r"\d", "0", line).split(separator)
-        if len(others) == len(cells) and own.intersection(enumerate(others)):
-            return True
-    return False
+    rows = [re.sub(r"\d", "0", line).split(separator) for cell in cells for line in cell.splitlines()[1:]]
+    return any(len(row) == len(cells) and own.intersection(enumerate(row)) for row in rows)
 
 
 def advice(file, names, settings):
     """Why a file holds no tweets, and how to go on."""
     seen = ", ".join(filter(None, names))[:200]
     if not (seen and any(kind.fullmatch(file.name) for kind in KINDS)):
-        return "it is empty, or no table, text, list of objects or X's archive; save a spreadsheet as a CSV"
+        return "it is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
     with open_text(file) as stream:
-        lines = list(islice(stream, 200))
-    for number, line in enumerate(lines, 1):
-        if text_columns(split(line)[1], settings):
-            return f"line {number} seems to name the columns; delete the lines before it"
-    is_one_column = len(names) == 1 and not BEGINS_JSON.match(lines[0])
-    header = "put names above it, as id,text"
-    if is_one_column:
-        header += "; or, with a tweet a line, name the file .txt"
-    if any(re.match(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)", name) for name in names):  # none is called so
+        for number, line in enumerate(islice(stream, 200), 1):
+            if columns(split(line)[1], plain(settings.text_column) or TEXTS):
+                return f"line {number} seems to name the columns; delete the lines before it"
+    header = "put names above it, as id,text, or, with a tweet a line, name the file .txt"
+    if any(re.match(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)", name) for name in names):  # no column's name
         return f"its first line names no columns ({seen}); {header}"
     missing = f"no column {settings.text_column or 'of tweets'} among {seen}: name one with --text_column=…"
-    return f"{missing}; or, if that is a tweet, {header}" if is_one_column else missing
+    return (
+        f"{missing}; if that is a tweet, {header}" if len(names) == 1 and "json" not in file.name else missing
+    )
 
 
 # --- cleaning -------------------------------------------------------------------------------------
-
-
 def clean_tweets(rows, settings):
     """Yield each row with its clean tweet, or with the reason why it is dropped."""
     user = settings.user.removeprefix("@").casefold()
@@ -459,42 +432,6 @@ def clean_tweets(rows, settings):
         yield row._replace(tweet=tweet, why=why)
 
 
-HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
-# the handles of a reply, each with what joins it to the next or to the sentence
-OPENING = re.compile(rf"""(?x)^(?:\s*{HANDLE}
-    (?!['’]\w|\s(?:and|und|y|et)\s@)            # but: @nasa's probe; @a and @b are here
-    (?:\s?[:;,/&+|]+\s?(?=@)                    # @a, @b
-    |[:,](?=\w)                                 # @a:yes
-    |[:;,!?.…]+(?=\s|$)                         # @a! yes
-    |\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s)    # @a - yes; but: @a - one - two
-    )?)+""")
-
-
-def clean(text, settings=Settings()):
-    """Only the author's own words of a tweet; "" if none remain.
-
-    >>> clean("@a @b Rockets &amp; cars\\nare fun https://t.co/x")
-    'Rockets & cars are fun'
-    >>> clean("important for maintaining the connection in cho… https://t.co/x")
-    'important for maintaining the connection in …'
-    """
-    # the order counts: codes may stand for any sign that is looked for; others' words may hold links and
-    # handles; a cut is known by the link behind it; and a reply's handles may follow a quotation or a link
-    text = decoded(text)
-    if "@" in text:
-        text = own_words(text)
-    if "…" in text:
-        text = whole_words(text)
-    if settings.urls == "strip":
-        text = without_links(text)
-    if settings.mentions != "keep":
-        text = OPENING.sub("", text)
-    if settings.mentions == "strip":
-        text = re.sub(rf"{HANDLE}(?:['’]s\b)?", "", text)
-    text = " ".join(text.split())
-    return "" if text == "…" else text
-
-
 # what sources write for characters: Python's \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
 HEX = "[0-9A-Fa-f]"
 CODE = rf"\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>"
@@ -505,7 +442,6 @@ DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|sp
 # control characters stand for what Windows-1252 has there, as in browsers, or are not seen
 CONTROL = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
 UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of most characters in UTF-8
 TO_BYTES = {ord(shown): code for code, shown in CONTROL.items() if shown}
 
 
@@ -531,28 +467,26 @@ def characters(codes):
 def repaired(text):
     """A text in UTF-8 that was read as Windows-1252: it survives the way back whole ("donâ€™t")."""
     with contextlib.suppress(UnicodeError):
-        while LEAD.search(text):
+        while re.search("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]", text):  # as it shows the first byte of most characters in UTF-8
             whole = re.sub("â€(?=[ -~]|$)", "â€\x9d", text)  # many programs lose the last byte of ”
             text = whole.translate(TO_BYTES).encode("latin-1").decode("utf-8", "surrogatepass")
     return text
 
 
+HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
 OPEN, CLOSE, WORDS = """["“„«「]""", """["“”»」]""", """[^"“”„«»「」]"""
 QUOTATION = re.compile(rf"""(?x)(?<!RT)(?<!RT\ )(?<!MT\ )(?:
-    {OPEN}\s?\.?(?:{HANDLE}\s?)+:  # “@a: we "love" it”
-        (?:{WORDS}|(?<=\s){OPEN}{WORDS}*{CLOSE})*(?:{CLOSE}|$)
+    {OPEN}\s?\.?(?:{HANDLE}\s?)+:(?:{WORDS}|(?<=\s){OPEN}{WORDS}*{CLOSE})*(?:{CLOSE}|$)    # “@a: we "do"”
     |(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))    # ‘@a: we love it’
     (?:\s?[.,;:–—-]+(?=\s|$))?""")
-RETWEET = re.compile(rf"""(?xi)^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@    # RT @a, at the start whatever follows
+RETWEET = re.compile(rf"""(?xi)^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@    # RT @a, whatever follows
     |(?<![a-z0-9_@#])(?:
-        [RMQ]T[\s"“„«]*{HANDLE}\s?:    # So true! RT @a: we
-        |[RMQ]T\s?:?\s?["“„«]@         # So true! RT “@a we
-        |[RMQ]T\s?:\s?@                # So true! RT: @a we
-        |(?<![\w,]\s)RT\s?{HANDLE})    # So true! RT @a we; but: please RT @a's call""")
+        [RMQ]T(?:[\s"“„«]*{HANDLE}\s?:|\s?:?\s?["“„«]@|\s?:\s?@)    # Ha! RT @a: we; RT “@a we; RT: @a we
+        |(?<![\w,]\s)RT\s?{HANDLE})    # Ha! RT @a we; but: please RT @a's call""")
 
 
 def own_words(text):
-    """A text without the quoted words of others, those after a retweet's mark and X's "Replying to"."""
+    """A text without what it quotes, what follows a retweet's mark, and a page's "Replying to"."""
     text = QUOTATION.sub(" ", text)
     if retweet := RETWEET.search(text):
         text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
@@ -563,8 +497,7 @@ def own_words(text):
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
 LINK = rf"""(?:(?i:
     https?://(?:\s?(?:www\.\s)?(?=[\w-]+\.\w))?+    # old scrapers put a space after "https://" and "www."
-    |pic\.(?:twitter|x)\.com/
-    |(?<![\w.@])www\.(?=\w))
+    |pic\.(?:twitter|x)\.com/|(?<![\w.@])www\.(?=\w))
     |(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+(?!js/)[a-z]{{2,}}/(?=\w)    # bit.ly/abc
     )(?:{CHAR}|\({CHAR}*\))*"""
 CUT = re.compile(rf"""(?x)(?:
@@ -573,36 +506,52 @@ CUT = re.compile(rf"""(?x)(?:
     |\bhttps?:?/?…)$            # the wind is hard http…""")
 # (a link), one at the end of (more https://t.co/abc) or any, with a mark that is a piece of it
 LINKS = re.compile(rf"(?x)(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?")
+# the handles of a reply, each with what joins it to the next or to the sentence
+OPENING = re.compile(rf"""(?x)^(?:\s*{HANDLE}
+    (?!['’]\w|\s(?:and|und|y|et)\s@)            # but: @nasa's probe; @a and @b are here
+    (?:\s?[:;,/&+|]+\s?(?=@)                    # @a, @b
+    |[:,](?=\w)                                 # @a:yes
+    |[:;,!?.…]+(?=\s|$)                         # @a! yes
+    |\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s)    # @a - yes; but: @a - one - two
+    )?)+""")
 
 
-def whole_words(text):
-    """A text without the word, or link, in which X has cut it off."""
-    if cut := CUT.search(text):
-        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")
+def clean(text, settings=Settings()):
+    """Only the author's own words of a tweet; "" if none remain.
+
+    >>> clean("@a @b Rockets &amp; cars\\nare fun https://t.co/x")
+    'Rockets & cars are fun'
+    >>> clean("important for maintaining the connection in cho… https://t.co/x")
+    'important for maintaining the connection in …'
+    """
+    # the order counts: codes may stand for any sign that is looked for; others' words may hold links and
+    # handles; a cut is known by the link behind it; and a reply's handles may follow a quotation or a link
+    text = decoded(text)
+    if "@" in text:
+        text = own_words(text)
+    if "…" in text and (cut := CUT.search(text)):
+        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")  # the last word was cut
         text = f"{words} …" if words else text
-    return text
-
-
-def without_links(text):
-    """A text without its links, nor the beginning of one at which it was cut."""
-    if "/" in text or "www." in text.lower():  # as in every link; the search is slow
-        text = LINKS.sub("", text)
-    return re.sub(r"(?<!\S)htt?(?:ps?:?/?)?$", "", text)
+    if settings.urls == "strip":
+        if "/" in text or "www." in text.lower():  # as in every link; the search is slow
+            text = LINKS.sub("", text)
+        text = re.sub(r"(?<!\S)htt?(?:ps?:?/?)?$", "", text)  # the beginning of one, at which a text was cut
+    if settings.mentions != "keep":
+        text = OPENING.sub("", text)
+    if settings.mentions == "strip":
+        text = re.sub(rf"{HANDLE}(?:['’]s\b)?", "", text)
+    text = " ".join(text.split())
+    return "" if text == "…" else text
 
 
 def held_out(tweet, tenth=0):
-    """Whether a tweet belongs to the held-out split, or to another tenth of all.
-
-    Its letters and digits alone decide, so that new rows move no tweet across, and tweets that differ in
-    case or punctuation land on the same side.
-    """
+    """Whether a tweet is held out, or in another tenth of all: only its letters and digits decide, so that
+    new rows move no tweet across and near copies are on one side."""
     letters = "".join(re.findall(r"[^\W_]+", tweet.casefold()))
     return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
 
 
 # --- tokens and the report --------------------------------------------------------------------------
-
-
 def load_tokenizer():
     """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`."""
     files = vocabulary_files()
@@ -640,18 +589,9 @@ def encode_tweets(tokenizer, tweets):
 
 
 def count_bytes(tokenizer, ids):
-    """The bytes of the tweets that `ids` hold, one for each tweet's end included: val_bytes of meta.json."""
+    """The bytes of the tweets that `ids` hold; the leading space of each stands for its end, scored too."""
     distinct, counts = np.unique(ids[ids != END_OF_TEXT], return_counts=True)
-    # a tweet's leading space stands for the byte of its end, which is scored too
     return int(counts @ [len(tokenizer.decode_single_token_bytes(token)) for token in distinct])
-
-
-def split_counts(tokenizer, path):
-    """What is told of a split: its tweets, tokens, distinct tokens, bytes of text, and the file's SHA-256."""
-    ids = np.fromfile(path, "<u2")
-    counts = {"tweets": int((ids == END_OF_TEXT).sum()) - 1, "tokens": len(ids)}
-    counts |= {"distinct_tokens": len(np.unique(ids)), "bytes": count_bytes(tokenizer, ids)}
-    return counts | {"sha256": hashlib.sha256(ids).hexdigest()}
 
 
 def report(meta, authors, data_dir):
@@ -662,11 +602,9 @@ def report(meta, authors, data_dir):
     if len(authors) > 1 and not meta["user"]:
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
     for split in ("train", "val"):
-        tweets, tokens = meta[f"{split}_tweets"], meta[f"{split}_tokens"]
-        distinct, n_bytes = meta[f"{split}_distinct_tokens"], meta[f"{split}_bytes"]
-        print(f"{split:9} {tweets:,} tweets, {tokens:,} tokens ({distinct:,} distinct), {n_bytes:,} bytes")
+        counts = [meta[f"{split}_{name}"] for name in ("tweets", "tokens", "distinct_tokens", "bytes")]
+        print(split.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts))
     preset = "config/large.py" if meta["train_tokens"] >= LARGE_TOKENS else "config/elon.py"
-    # a data set of its own gets a run of its own
     where = [] if str(data_dir) == "data" else [f"--data_dir={data_dir}", f"--out_dir=out/{data_dir.name}"]
     print(f"next      {command('train.py', preset, *where)}")
 
