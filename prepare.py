@@ -45,8 +45,7 @@ CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
-FIRST_ROWS = 5_000  # by which a file is judged
-BATCH_ROWS = 50_000  # in memory at once
+FIRST_ROWS, BATCH_ROWS = 5_000, 50_000  # by which a file is judged; in memory at once
 END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
 LARGE_TOKENS = 150_000  # from here on config/large.py does better: by 0.03 nats on 309,121 tokens
 # how a row goes through the program; `tweet` is its clean text, or "" where it is dropped, and `why` says why
@@ -59,9 +58,11 @@ class Settings:
     text_column: str = setting("", "the column with the tweets, if it has no usual name")
     user: str = setting("", "keep only this author's rows")
     mentions: str = setting(
-        "reply", "@handles to drop: reply (that open a reply), keep (none), strip (all)",
-        choices=("reply", "keep", "strip"), group="cleaning",
-    )  # fmt: skip
+        "reply",
+        "@handles to drop: a reply's, none or all",
+        group="cleaning",
+        choices=("reply", "keep", "strip"),
+    )
     urls: str = setting("strip", "drop (strip) or keep links", choices=("strip", "keep"))
     min_chars: int = setting(1, "drop tweets that are shorter after cleaning", low=1)
     data_dir: str = setting("data", "the folder to write to", group="where to write")
@@ -74,8 +75,8 @@ def main(settings):
     rows = clean_tweets(read_tweets(find_files(settings, data_dir), settings), settings)
     if settings.dry_run:
         for row in islice(rows, 10):
-            after = printable(row.tweet) or f"(dropped: {row.why})"
-            print(f"before  {printable(row.text)}\nafter   {after}\n")
+            print(f"before  {printable(row.text)}")
+            print(f"after   {printable(row.tweet) or f'(dropped: {row.why})'}\n")
         return
 
     tokenizer = load_tokenizer()
@@ -101,16 +102,13 @@ def main(settings):
             raise UserError(f"{left}; {counts}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
-
     meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
     meta |= {"rows": sources.total(), "dropped": dropped, "tweets": sources.total() - dropped.total()}
     for split in ("train", "val"):
         ids = np.fromfile(data_dir / f"{split}.bin", "<u2")
-        meta |= {f"{split}_tweets": int((ids == END_OF_TEXT).sum()) - 1, f"{split}_tokens": len(ids)}
-        meta |= {
-            f"{split}_distinct_tokens": len(np.unique(ids)),
-            f"{split}_bytes": count_bytes(tokenizer, ids),
-        }
+        meta[f"{split}_tweets"], meta[f"{split}_tokens"] = int((ids == END_OF_TEXT).sum()) - 1, len(ids)
+        meta[f"{split}_distinct_tokens"] = len(np.unique(ids))
+        meta[f"{split}_bytes"] = count_bytes(tokenizer, ids)
         meta[f"{split}_sha256"] = hashlib.sha256(ids).hexdigest()
     with written_whole(data_dir / "meta.json") as file:
         json.dump(meta, file, indent=1)
@@ -128,15 +126,13 @@ KINDS = [
 
 def find_files(settings, data_dir):
     """The files that the user names, each once, else Kaggle's CSV or the sample."""
-    found = {}  # keeps the order
+    found = {}
     for name in settings.input or [find_csv(data_dir)]:
-        path = os.path.expanduser(name)
-        # a name that exists is no pattern, whatever brackets it holds
+        path = os.path.expanduser(name)  # if it exists, it is no pattern, whatever brackets it holds
         matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         if not matches:
             raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
-        for match in matches:
-            found |= dict.fromkeys(chosen(pathlib.Path(match)))
+        found |= dict.fromkeys(file for match in matches for file in chosen(pathlib.Path(match)))
     return list(found)
 
 
@@ -216,7 +212,7 @@ def read_tweets(files, settings):
                 continue
             if settings.user and not authors:
                 raise UserError(f"{file} names no authors; leave out --user")
-            texts = columns(found, FORMS) or found[:1]
+            texts = columns(found, FORMS) or found[:1]  # all forms of one text, or the likeliest
             first = list(islice(rows, FIRST_ROWS))
             limit = cut_length([longest(row, texts) for row in first])
             counting = {name for row in first for name in row if re.fullmatch(COUNT, row[name])}
@@ -379,8 +375,7 @@ def csv_rows(file, stream, names, separator):
 
 def swallows_rows(cells, separator):
     """Whether a cell holds a line like a row: as many cells, and one like its own but for digits (a date)."""
-    shapes = enumerate(re.sub(r"\d", "0", cell) for cell in cells)
-    own = {(place, shape) for place, shape in shapes if len(shape) > 5}  # lists have short numbers
+    own = {(i, re.sub(r"\d", "0", cell)) for i, cell in enumerate(cells) if len(cell) > 5}  # shorter in lists
     rows = [re.sub(r"\d", "0", line).split(separator) for cell in cells for line in cell.splitlines()[1:]]
     return any(len(row) == len(cells) and own.intersection(enumerate(row)) for row in rows)
 
@@ -451,12 +446,9 @@ def decoded(text):
     if "\\" in text or "<" in text:
         text = re.sub(f"(?:{CODE})+", characters, text)
         text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
-    if not text.isascii():
-        text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
+    text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
     text = html.unescape(html.unescape(text))  # some sources escape twice
-    if not text.isprintable():
-        text = UNSEEN.sub("", text.translate(CONTROL))
-    return " ".join(text.split())
+    return " ".join(UNSEEN.sub("", text.translate(CONTROL)).split())
 
 
 def characters(codes):
@@ -483,16 +475,6 @@ RETWEET = re.compile(rf"""(?xi)^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„�
     |(?<![a-z0-9_@#])(?:
         [RMQ]T(?:[\s"“„«]*{HANDLE}\s?:|\s?:?\s?["“„«]@|\s?:\s?@)    # Ha! RT @a: we; RT “@a we; RT: @a we
         |(?<![\w,]\s)RT\s?{HANDLE})    # Ha! RT @a we; but: please RT @a's call""")
-
-
-def own_words(text):
-    """A text without what it quotes, what follows a retweet's mark, and a page's "Replying to"."""
-    text = QUOTATION.sub(" ", text)
-    if retweet := RETWEET.search(text):
-        text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
-    return re.sub(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?", "", text)
-
-
 # the characters of a link; those of languages that write without spaces are text that follows it
 CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
 LINK = rf"""(?:(?i:
@@ -502,16 +484,12 @@ LINK = rf"""(?:(?i:
     )(?:{CHAR}|\({CHAR}*\))*"""
 CUT = re.compile(rf"""(?x)(?:
     …(?:\s?{LINK})++(?:\s…)?    # the wind is har… https://t.co/abc
-    |{LINK}…                    # the wind is hard https://t.c…
-    |\bhttps?:?/?…)$            # the wind is hard http…""")
-# (a link), one at the end of (more https://t.co/abc) or any, with a mark that is a piece of it
-LINKS = re.compile(rf"(?x)(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?")
-# the handles of a reply, each with what joins it to the next or to the sentence
-OPENING = re.compile(rf"""(?x)^(?:\s*{HANDLE}
+    |{LINK}…|\bhttps?:?/?…)$    # the wind is hard https://t.c…; http…""")
+LINKS = re.compile(rf"(?x)(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?")  # (a link) …
+OPENING = re.compile(rf"""(?x)^(?:\s*{HANDLE}    # a reply's handles, each with what joins it
     (?!['’]\w|\s(?:and|und|y|et)\s@)            # but: @nasa's probe; @a and @b are here
     (?:\s?[:;,/&+|]+\s?(?=@)                    # @a, @b
-    |[:,](?=\w)                                 # @a:yes
-    |[:;,!?.…]+(?=\s|$)                         # @a! yes
+    |[:,](?=\w)|[:;,!?.…]+(?=\s|$)             # @a:yes; @a! yes
     |\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s)    # @a - yes; but: @a - one - two
     )?)+""")
 
@@ -528,7 +506,10 @@ def clean(text, settings=Settings()):
     # handles; a cut is known by the link behind it; and a reply's handles may follow a quotation or a link
     text = decoded(text)
     if "@" in text:
-        text = own_words(text)
+        text = QUOTATION.sub(" ", text)
+        if retweet := RETWEET.search(text):
+            text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
+        text = re.sub(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?", "", text)
     if "…" in text and (cut := CUT.search(text)):
         words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")  # the last word was cut
         text = f"{words} …" if words else text
@@ -545,8 +526,7 @@ def clean(text, settings=Settings()):
 
 
 def held_out(tweet, tenth=0):
-    """Whether a tweet is held out, or in another tenth of all: only its letters and digits decide, so that
-    new rows move no tweet across and near copies are on one side."""
+    """Whether a tweet is held out, or in another tenth: new rows move none, near copies stay together."""
     letters = "".join(re.findall(r"[^\W_]+", tweet.casefold()))
     return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
 
