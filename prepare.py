@@ -102,6 +102,7 @@ def main(settings):
             raise UserError(f"{left}; {counts}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
+
     meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
     meta |= {"rows": sources.total(), "dropped": dropped, "tweets": sources.total() - dropped.total()}
     for split in ("train", "val"):
@@ -195,7 +196,7 @@ FLAGS = "isretweet retweet type posttype tweettype"  # may tell that a post is a
 OTHERS = re.compile(r"(?i)(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted")  # but a "quote" is a comment
 COUNT = r"([2-9]|[1-9]\d+)(\.0)?"  # a column that holds such numbers counts, and flags nothing
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
-LISTS = "data", "statuses", "tweets", "posts", "feed", "items", "orderedItems"  # programs put posts there
+LISTS = "data", "statuses", "tweets", "posts", "results", "feed", "items", "orderedItems"  # they hold posts
 BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
 
@@ -297,9 +298,7 @@ def table(file, stream, settings):
         return list(dict.fromkeys(chain.from_iterable(first))), chain(first, rows)
     separator, names = split(line)
     # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
-    is_header = settings.text_column or (
-        len(names) > 1 and columns(names, plain(settings.text_column) or TEXTS)
-    )
+    is_header = settings.text_column or (len(names) > 1 and columns(names, TEXTS))
     if suffix == ".txt" and not is_header:
         mark = r"<\|(?:start|end)oftext\|>"  # GPT-2's trainers put them around each text
         tweets = re.split(mark, stream.read()) if re.search(mark, line) else stream
@@ -375,7 +374,7 @@ def csv_rows(file, stream, names, separator):
 
 def swallows_rows(cells, separator):
     """Whether a cell holds a line like a row: as many cells, and one like its own but for digits (a date)."""
-    own = {(i, re.sub(r"\d", "0", cell)) for i, cell in enumerate(cells) if len(cell) > 5}  # shorter in lists
+    own = {(i, re.sub(r"\d", "0", cell)) for i, cell in enumerate(cells) if len(cell) > 5}  # in lists shorter
     rows = [re.sub(r"\d", "0", line).split(separator) for cell in cells for line in cell.splitlines()[1:]]
     return any(len(row) == len(cells) and own.intersection(enumerate(row)) for row in rows)
 
@@ -384,7 +383,7 @@ def advice(file, names, settings):
     """Why a file holds no tweets, and how to go on."""
     seen = ", ".join(filter(None, names))[:200]
     if not (seen and any(kind.fullmatch(file.name) for kind in KINDS)):
-        return "it is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
+        return "it is empty, or no table, text or archive of X's; save a spreadsheet as a CSV, JSON as a list"
     with open_text(file) as stream:
         for number, line in enumerate(islice(stream, 200), 1):
             if columns(split(line)[1], plain(settings.text_column) or TEXTS):
@@ -393,9 +392,9 @@ def advice(file, names, settings):
     if any(re.match(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)", name) for name in names):  # no column's name
         return f"its first line names no columns ({seen}); {header}"
     missing = f"no column {settings.text_column or 'of tweets'} among {seen}: name one with --text_column=…"
-    return (
-        f"{missing}; if that is a tweet, {header}" if len(names) == 1 and "json" not in file.name else missing
-    )
+    if len(names) == 1 and "json" not in file.name:
+        missing += f"; if that is a tweet, {header}"
+    return missing
 
 
 # --- cleaning -------------------------------------------------------------------------------------
@@ -485,7 +484,8 @@ LINK = rf"""(?:(?i:
 CUT = re.compile(rf"""(?x)(?:
     …(?:\s?{LINK})++(?:\s…)?    # the wind is har… https://t.co/abc
     |{LINK}…|\bhttps?:?/?…)$    # the wind is hard https://t.c…; http…""")
-LINKS = re.compile(rf"(?x)(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?")  # (a link) …
+# (a link), the last of (many links) or any, with a mark that is a piece of it
+LINKS = re.compile(rf"(?x)(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?")
 OPENING = re.compile(rf"""(?x)^(?:\s*{HANDLE}    # a reply's handles, each with what joins it
     (?!['’]\w|\s(?:and|und|y|et)\s@)            # but: @nasa's probe; @a and @b are here
     (?:\s?[:;,/&+|]+\s?(?=@)                    # @a, @b
