@@ -21,13 +21,14 @@ import html
 import importlib.util
 import io
 import json
+import os
 import pathlib
 import re
 import sys
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -44,10 +45,11 @@ CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 
 MAX_CHARS = 25_000  # X's longest post; tiktoken panics on endless runs of white space
-FIRST_ROWS = 5_000  # by which a file is judged
-BATCH_ROWS = 50_000  # in memory at once
+FIRST_ROWS, BATCH_ROWS = 5_000, 50_000  # by which a file is judged; in memory at once
 END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
-LARGE_TOKENS = 150_000  # as many teach a larger network more: on 309,121 tokens it is 0.03 nats better
+LARGE_TOKENS = 150_000  # from here on config/large.py does better: by 0.03 nats on 309,121 tokens
+# how a row goes through the program; `tweet` is its clean text, or "" where it is dropped, and `why` says why
+Row = namedtuple("Row", "file author text is_others tweet why", defaults=("", ""))
 
 
 @dataclass(frozen=True)
@@ -55,25 +57,26 @@ class Settings:
     input: tuple[str, ...] = setting((), "a file, folder or pattern; may be repeated", group="what to read")
     text_column: str = setting("", "the column with the tweets, if it has no usual name")
     user: str = setting("", "keep only this author's rows")
-
     mentions: str = setting(
-        "reply", "@handles to drop: reply (that open a reply), keep (none), strip (all)",
-        choices=("reply", "keep", "strip"), group="cleaning",
-    )  # fmt: skip
+        "reply",
+        "@handles to drop: a reply's, none or all",
+        group="cleaning",
+        choices=("reply", "keep", "strip"),
+    )
     urls: str = setting("strip", "drop (strip) or keep links", choices=("strip", "keep"))
     min_chars: int = setting(1, "drop tweets that are shorter after cleaning", low=1)
-
     data_dir: str = setting("data", "the folder to write to", group="where to write")
     dry_run: bool = setting(False, "show ten tweets before and after cleaning, write nothing")
 
 
 def main(settings):
     """Read the tweets, clean them and write them as text and as tokens; or, in a dry run, show ten."""
-    data_dir = pathlib.Path(settings.data_dir)
+    data_dir = pathlib.Path(os.path.expanduser(settings.data_dir))
     rows = clean_tweets(read_tweets(find_files(settings, data_dir), settings), settings)
     if settings.dry_run:
-        for _, _, text, tweet, why in islice(rows, 10):
-            print(f"before  {printable(text)}\nafter   {printable(tweet) or f'(dropped: {why})'}\n")
+        for row in islice(rows, 10):
+            print(f"before  {printable(row.text)}")
+            print(f"after   {printable(row.tweet) or f'(dropped: {row.why})'}\n")
         return
 
     tokenizer = load_tokenizer()
@@ -85,29 +88,36 @@ def main(settings):
     ):
         rows = iter(tqdm(rows, unit=" rows", unit_scale=True, disable=None))  # one iterator for all batches
         while batch := list(islice(rows, BATCH_ROWS)):
-            names, whose, _, tweets, reasons = zip(*batch, strict=True)
-            sources.update(names)
-            authors.update(filter(None, whose))
-            dropped.update(filter(None, reasons))
-            tweets = list(filter(None, tweets))
+            sources.update(row.file for row in batch)
+            authors.update(row.author for row in batch if row.author)
+            dropped.update(row.why for row in batch if row.why)
+            tweets = [row.tweet for row in batch if row.tweet]
             processed.writelines(tweet + "\n" for tweet in tweets)
             val = set(filter(held_out, tweets))
             train_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet not in val]))
             val_bin.write(encode_tweets(tokenizer, [tweet for tweet in tweets if tweet in val]))
         if not (train_bin.tell() and val_bin.tell()):
-            left = f"{sources.total() - dropped.total()} rows are too few to split; read: {listed(sources)}"
-            why = f"dropped: {listed(dropped)}; authors: {listed(authors)}"
-            raise UserError(f"{left}; {why}; is it the right --text_column and --user?")
+            counts = f"read: {listed(sources)}; dropped: {listed(dropped)}; authors: {listed(authors)}"
+            left = f"{sources.total() - dropped.total()} rows are too few to split"
+            raise UserError(f"{left}; {counts}; is it the right --text_column and --user?")
         for file in (train_bin, val_bin):
             file.write(np.array([END_OF_TEXT], "<u2"))
+
+    meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
+    meta |= {"rows": sources.total(), "dropped": dropped, "tweets": sources.total() - dropped.total()}
+    for split in ("train", "val"):
+        ids = np.fromfile(data_dir / f"{split}.bin", "<u2")
+        meta[f"{split}_tweets"], meta[f"{split}_tokens"] = int((ids == END_OF_TEXT).sum()) - 1, len(ids)
+        meta[f"{split}_distinct_tokens"] = len(np.unique(ids))
+        meta[f"{split}_bytes"] = count_bytes(tokenizer, ids)
+        meta[f"{split}_sha256"] = hashlib.sha256(ids).hexdigest()
     with written_whole(data_dir / "meta.json") as file:
-        json.dump(report(settings, tokenizer, sources, authors, dropped), file, indent=1)
+        json.dump(meta, file, indent=1)
+    report(meta, authors, data_dir)
 
 
 # --- finding: each file is a pathlib.Path, or a zipfile.Path in a zip -------------------------------
-
-# the names of files that may hold tweets, among much else in a folder or a zip; of these kinds only the first
-# that it holds is read: text beside a table is hardly what was meant
+# names of files that may hold tweets; in a folder or zip only the first kind counts, not text beside a table
 KINDS = [
     re.compile(r"(note-)?tweets?(-part\d+)?\.js"),  # X's archive
     re.compile(r"(?i)(?!meta\.json).*\.([ct]sv|(nd)?jsonl?)(\.gz)?"),
@@ -117,26 +127,30 @@ KINDS = [
 
 def find_files(settings, data_dir):
     """The files that the user names, each once, else Kaggle's CSV or the sample."""
-    paths = [] if settings.input else [find_csv(data_dir)]
-    for path in (pathlib.Path(name).expanduser() for name in settings.input):
-        matches = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))
-        paths += list(map(pathlib.Path, matches)) or [path]  # a name with brackets may be no pattern
     found = {}
-    for path in paths:
-        if not path.exists():
+    for name in settings.input or [find_csv(data_dir)]:
+        path = os.path.expanduser(name)  # if it exists, it is no pattern, whatever brackets it holds
+        matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        if not matches:
             raise UserError(f"no such file: {path}; looked for it in {pathlib.Path.cwd()}")
-        with damage_told(path):
-            files = list(files_in(path))
-        of_kinds = [[file for file in files if kind.fullmatch(file.name)] for kind in KINDS]
-        if not any(of_kinds) and files != [path]:
-            only = ", ".join(file.name for file in files)
-            raise UserError(f"{path} holds no table, text or archive of X's, only {only[:200]}")
-        chosen, *others = list(filter(None, of_kinds)) or [files]
-        if others:
-            left = ", ".join(file.name for file in chain(*others))
-            print(f"left out beside {chosen[0]}: {left[:200]}", file=sys.stderr)
-        found |= dict.fromkeys(chosen)
+        found |= dict.fromkeys(file for match in matches for file in chosen(pathlib.Path(match)))
     return list(found)
+
+
+def chosen(path):
+    """Of the files at a path those of the likeliest kind, or the file itself, whatever it is called."""
+    with errors_named(path):
+        files = list(files_in(path))
+    if files == [path]:
+        return files
+    of_kinds = [[file for file in files if kind.fullmatch(file.name)] for kind in KINDS]
+    first = next((some for some in of_kinds if some), [])
+    if not first:
+        names = ", ".join(file.name for file in files)[:200]
+        raise UserError(f"{path} holds no table, text or archive of X's, only {names}")
+    if others := ", ".join(file.name for some in of_kinds for file in some if some is not first):
+        print(f"left out beside {first[0]}: {others[:200]}", file=sys.stderr)
+    return first
 
 
 def find_csv(data_dir):
@@ -146,11 +160,13 @@ def find_csv(data_dir):
         return path
     print(f"fetching the tweets from {KAGGLE_URL}", file=sys.stderr)
     try:
-        with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response, written_whole(path, "wb") as file:
-            file.write(zipfile.ZipFile(io.BytesIO(response.read())).read(CSV_NAME))
+        with urllib.request.urlopen(KAGGLE_URL, timeout=10) as response:
+            archive = zipfile.ZipFile(io.BytesIO(response.read()))
+        with written_whole(path, "wb") as file:
+            file.write(archive.read(CSV_NAME))
     except Exception as error:  # a network can fail in any way; none is fatal
-        told = f"No tweets at hand ({type(error).__name__}: {error}), so these are invented: {SAMPLE.name}"
-        print(f"{told}. For real ones put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/", file=sys.stderr)
+        message = f"No tweets at hand ({type(error).__name__}: {error}), so these are invented: {SAMPLE.name}"
+        print(f"{message}. For real ones put {CSV_NAME} from {KAGGLE_PAGE} into {data_dir}/", file=sys.stderr)
         return SAMPLE
     return path
 
@@ -172,64 +188,69 @@ def files_in(path):
 
 
 # --- reading: every row of every file becomes {column: cell} ----------------------------------------
-
-# names of columns as `plain` writes them, the likeliest first; a mark tells whether a post is another's
-FORMS = "extendedtweetfulltext", "fulltext", "text"  # of one tweet
-TEXTS = "extendedtweetfulltext fulltext text tweet tweets tweettext tweetcontent content rawcontent body post"
-AUTHORS = "username screenname userscreenname authorusername fromuser handle userhandle author user account"
-MARKS = "isretweet retweet type posttype tweettype"
-WITHIN = re.compile("quot|retweet|reply|parent")  # posts of others within a post
-# a "quote" is a comment of the author's own; "quoted" is the post of another that it is about
-OTHERS = re.compile(r"(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted", re.IGNORECASE)
-COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and marks nothing
+# names of columns as `plain` writes them, the likeliest first
+FORMS = "notetweet.text extendedtweet.fulltext extendedtweetfulltext fulltext text"  # of one tweet
+TEXTS = f"{FORMS} tweet tweets tweettext tweetcontent content rawcontent body post"
+AUTHORS = "screenname userscreenname username authorusername fromuser handle userhandle author user account"
+FLAGS = "isretweet retweet type posttype tweettype"  # may tell that a post is another's
+OTHERS = re.compile(r"(?i)(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted")  # but a "quote" is a comment
+COUNT = r"([2-9]|[1-9]\d+)(\.0)?"  # a column that holds such numbers counts, and flags nothing
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
+LISTS = "data", "statuses", "tweets", "posts", "results", "feed", "items", "orderedItems"  # they hold posts
 BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
-LISTS = "data", "statuses", "tweets"  # where X's own programs put a list of posts
-GPT2_MARK = re.compile(r"<\|(?:start|end)oftext\|>")  # GPT-2's trainers put them around each text
-QUOTED_CELL = re.compile(r'^"((?:[^"]|"")*)"$')
-NO_NAME = re.compile(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)")  # no column is called so
 csv.field_size_limit(2**31 - 1)  # longer cells are dropped and counted, and do not end the reading
-codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
 
 
 def read_tweets(files, settings):
-    """Yield (file name, author, text, whether it is marked as another's) of each row of the files."""
-    problems = {}  # of files that hold no tweets: {what is told: the names of their columns}
+    """Yield a Row, not yet cleaned, for each row of the files."""
+    problems = []  # of each file without tweets: (names of its columns, message)
     for file in files:
-        with damage_told(file), open_text(file) as stream:
+        with errors_named(file), open_text(file) as stream:
             names, rows = table(file, stream, settings)
-            texts = columns(names, plain(settings.text_column) or TEXTS)
-            authors = columns(names, AUTHORS)
-            if not texts:
-                problems[f"{file} holds no tweets: {advice(file, names, settings)}"] = names
+            found, authors = columns(names, plain(settings.text_column) or TEXTS), columns(names, AUTHORS)
+            if not found:
+                problems.append((names, f"{file} holds no tweets: {advice(file, names, settings)}"))
                 continue
             if settings.user and not authors:
                 raise UserError(f"{file} names no authors; leave out --user")
+            texts = columns(found, FORMS) or found[:1]  # all forms of one text, or the likeliest
             first = list(islice(rows, FIRST_ROWS))
-            limit = cut_length([fullest(row, texts) for row in first])
-            counting = {name for row in first for name in row if COUNT.fullmatch(row[name])}
-            marks = [name for name in columns(names, MARKS) if name not in counting]
+            limit = cut_length([longest(row, texts) for row in first])
+            counting = {name for row in first for name in row if re.fullmatch(COUNT, row[name])}
+            flags = [name for name in columns(names, FLAGS) if name not in counting]
             for row in chain(first, rows):
-                is_others = any(OTHERS.match(filled(row, [name])) for name in marks)
-                text = fullest(row, texts)
+                text = longest(row, texts)
                 if len(text) == limit and OPEN_END.search(text):
-                    text = f"{text.rpartition(' ')[0]} …"  # as X marks a tweet that it cuts off
-                yield file.name, filled(row, authors), text, is_others
+                    text = f"{text.rpartition(' ')[0]} …"  # as X shows a tweet that it cuts off
+                author = next((row[name].strip() for name in authors if row.get(name)), "")
+                is_others = any(OTHERS.match(row.get(name, "").strip()) for name in flags)
+                yield Row(file.name, author, text, is_others)
     if len(problems) == len(files):
-        raise UserError("; ".join(problems))
-    for problem in filter(problems.get, problems):  # an empty file is no loss
-        print(f"left out: {problem}", file=sys.stderr)
+        raise UserError("; ".join(message for _, message in problems))
+    for names, message in problems:
+        if names:  # an empty file is no loss
+            print(f"left out: {message}", file=sys.stderr)
 
 
-def filled(row, names):
-    """The first cell of `names` that is not empty."""
-    return next((row[name].strip() for name in names if row.get(name)), "")
+def columns(names, words):
+    """Those of `names` that `words` lists, in its order; if none, inner ones, as "legacy.full_text"."""
+    keys = [plain(name) for name in names]
+    found = [word for word in words.split() if word in keys]
+    if not found:
+        inner = [key for key in keys if not re.search("quot|retweet|reply|parent", key.rpartition(".")[0])]
+        ends = [[key for key in inner if key.endswith(f".{word}")] for word in words.split()]
+        found = [alike[0] for alike in ends if alike]
+    return [names[keys.index(key)] for key in found]  # the first of those that are alike
 
 
-def fullest(row, names):
-    """The longest form of a row's text, of which others may be cut off; else the first that is not empty."""
-    forms = [row[name].strip() for name in names if plain(name) in FORMS and row.get(name)]
-    return max(forms, key=len, default=filled(row, names))
+def plain(name):
+    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+def longest(row, names):
+    """The longest form of a row's text, of which others may be cut off."""
+    return max((row.get(name, "").strip() for name in names), key=len)
 
 
 def cut_length(texts):
@@ -241,18 +262,23 @@ def cut_length(texts):
 
 
 @contextlib.contextmanager
-def damage_told(file):
-    """Turn what the standard library raises for a damaged file into a UserError that names it."""
-    damage = zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, SyntaxError, ValueError
+def errors_named(file):
+    """Turn what the standard library raises for a file that cannot be read into a UserError that names it."""
+    damage = OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, SyntaxError, ValueError
     try:
         yield
     except damage as error:
-        raise UserError(f"{file} cannot be read: {error}; it is damaged, cut short or encrypted") from None
+        raise UserError(f"{file} cannot be read ({error}): it is damaged, cut short or protected") from None
 
 
 @contextlib.contextmanager
 def open_text(file):
     """A text stream: UTF-16 if marked so, else UTF-8, in which other bytes are read as Windows-1252."""
+
+    def as_1252(error):
+        return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+    codecs.register_error("as-1252", as_1252)
     with file.open("rb") as binary:
         if file.suffix.lower() == ".gz":
             binary = gzip.GzipFile(fileobj=binary)
@@ -274,7 +300,8 @@ def table(file, stream, settings):
     # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
     is_header = settings.text_column or (len(names) > 1 and columns(names, TEXTS))
     if suffix == ".txt" and not is_header:
-        tweets = GPT2_MARK.split(stream.read()) if GPT2_MARK.search(line) else stream
+        mark = r"<\|(?:start|end)oftext\|>"  # GPT-2's trainers put them around each text
+        tweets = re.split(mark, stream.read()) if re.search(mark, line) else stream
         return ["text"], ({"text": tweet} for tweet in tweets if tweet.strip())
     return names, csv_rows(file, stream, names, separator)
 
@@ -285,36 +312,26 @@ def split(line):
     return separator, next(csv.reader([line], delimiter=separator), [])
 
 
-def columns(names, words):
-    """Those of `names` that `words` lists, in its order; if none, inner ones, as "legacy.full_text"."""
-    outer = {plain(name): name for name in reversed(names)}
-    inner = {plain(name.rpartition(".")[2]): name for name in names if not WITHIN.search(plain(name))}
-    wanted = words.split()
-    return [outer[x] for x in wanted if x in outer] or [inner[x] for x in wanted if x in inner]
-
-
-def plain(name):
-    """A name as it is compared: "Tweet_Text" and "tweet text" are one."""
-    return re.sub(r"[\s_.-]+", "", name).lower()
-
-
 def json_rows(stream):
-    """Of objects, one a line or in a list: as JSON, as JavaScript that assigns it or as Python prints it."""
+    """Of objects, a line each or in a list: as JSON, as JavaScript that assigns it or as Python prints it."""
     for line in stream:
         try:
-            value = parsed(line) if line.strip() else []
+            values = parsed(line)
         except (ValueError, SyntaxError):  # it goes on in the next lines
-            value = parsed(line + stream.read())
-        if isinstance(value, dict):  # some hold the list beside what they tell about it
-            value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
-        for item in value if isinstance(value, list) else [value]:
-            yield flat(item if isinstance(item, dict) else {"text": item})
+            values = parsed(line + stream.read())
+        for value in values:
+            if isinstance(value, dict):  # some hold the list beside what they tell about it
+                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
+            for item in value if isinstance(value, list) else [value]:
+                yield flat(item if isinstance(item, dict) else {"text": item})
 
 
 def parsed(text):
-    """The value of a line, or of all that a file holds."""
+    """The values of a line, or of all that a file holds: objects may follow each other without a comma."""
     text = re.sub(r"^[\w.\s]+=", "", text).rstrip("; \t\r\n")
-    return ast.literal_eval(text) if re.match(r"[\[{\s]*'", text) else json.loads(text)
+    if re.match(r"[\[{\s]*'", text):
+        return [ast.literal_eval(text)]
+    return json.loads("[" + re.sub(r"\}[ \t\r]*\n\s*\{", "},{", text) + "]")
 
 
 def flat(item, within=""):
@@ -323,7 +340,7 @@ def flat(item, within=""):
     for name, value in item.items():
         if isinstance(value, dict):
             cells |= flat(value, f"{within}{name}.")
-        elif isinstance(value, str | int | float):
+        elif isinstance(value, str | int | float) and value == value:  # NaN, no text, is not equal to itself
             cells[f"{within}{name}"] = str(value)
     return cells
 
@@ -339,16 +356,16 @@ def csv_rows(file, stream, names, separator):
     try:
         for cells in reader:
             if quoting == csv.QUOTE_NONE:
-                cells = [QUOTED_CELL.sub(r"\1", cell).replace('""', '"') for cell in cells]
+                cells = [re.sub(r'^"((?:[^"]|"")*)"$', r"\1", cell).replace('""', '"') for cell in cells]
             if len(cells) == len(names) + 1 and not cells[-1]:
                 cells.pop()  # some programs end each row, but not the first line, with a separator
             # the first lines, which come again where files were joined, are no rows
             if "".join(cells).strip() and cells != names and not cells[0].startswith("sep="):
                 if len(cells) != len(names):
-                    raise csv.Error(f"{len(cells)} cells instead of {len(names)}")
+                    raise csv.Error(f"{len(cells)} cells, but the columns have {len(names)} names")
                 if reader.line_num > end + 1 and swallows_rows(cells, separator):
                     raise csv.Error("a stray quote joins rows")
-                yield dict(zip(names, cells, strict=True))
+                yield dict(zip(reversed(names), reversed(cells), strict=True))  # the first of a name counts
             end = reader.line_num
     except csv.Error as error:
         fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
@@ -357,96 +374,42 @@ def csv_rows(file, stream, names, separator):
 
 def swallows_rows(cells, separator):
     """Whether a cell holds a line like a row: as many cells, and one like its own but for digits (a date)."""
-    shapes = enumerate(re.sub(r"\d", "0", cell) for cell in cells)
-    own = {(place, shape) for place, shape in shapes if len(shape) > 5}  # lists have short numbers
-    for line in chain.from_iterable(cell.splitlines()[1:] for cell in cells):
-        others = re.sub(r"\d", "0", line).split(separator)
-        if len(others) == len(cells) and own.intersection(enumerate(others)):
-            return True
-    return False
+    own = {(i, re.sub(r"\d", "0", cell)) for i, cell in enumerate(cells) if len(cell) > 5}  # in lists shorter
+    rows = [re.sub(r"\d", "0", line).split(separator) for cell in cells for line in cell.splitlines()[1:]]
+    return any(len(row) == len(cells) and own.intersection(enumerate(row)) for row in rows)
 
 
 def advice(file, names, settings):
     """Why a file holds no tweets, and how to go on."""
-    told = ", ".join(filter(None, names))[:200]
-    if not (told and any(kind.fullmatch(file.name) for kind in KINDS)):
-        return "it is empty, or no table, text or archive of X's; save a spreadsheet as a CSV"
+    seen = ", ".join(filter(None, names))[:200]
+    if not (seen and any(kind.fullmatch(file.name) for kind in KINDS)):
+        return "it is empty, or no table, text or archive of X's; save a spreadsheet as a CSV, JSON as a list"
     with open_text(file) as stream:
-        lines = list(islice(stream, 200))
-    for number, line in enumerate(lines, 1):
-        if columns(split(line)[1], plain(settings.text_column) or TEXTS):
-            return f"line {number} seems to name the columns; delete the lines before it"
-    header = "put names above it, as id,text"
-    missing = f"no column {settings.text_column or 'of tweets'} among {told}: name one with --text_column=…"
-    if len(names) == 1 and not BEGINS_JSON.match(lines[0]):
-        header += "; or, with a tweet a line, name the file .txt"
-        missing += f"; or, if that is a tweet, {header}"
-    if any(map(NO_NAME.match, names)):
-        return f"its first line names no columns ({told}); {header}"
+        for number, line in enumerate(islice(stream, 200), 1):
+            if columns(split(line)[1], plain(settings.text_column) or TEXTS):
+                return f"line {number} seems to name the columns; delete the lines before it"
+    header = "put names above it, as id,text, or, with a tweet a line, name the file .txt"
+    if any(re.match(r"[\W\d]+$|\S+(\s+\S+){4}|.*(://|[.!?…]$)", name) for name in names):  # no column's name
+        return f"its first line names no columns ({seen}); {header}"
+    missing = f"no column {settings.text_column or 'of tweets'} among {seen}: name one with --text_column=…"
+    if len(names) == 1 and "json" not in file.name:
+        missing += f"; if that is a tweet, {header}"
     return missing
 
 
 # --- cleaning -------------------------------------------------------------------------------------
-
-# what sources write for characters: Python's b'…', \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
-BYTES = re.compile(r"""^b(['"])(.*)\1$""", re.DOTALL)
-HEX = "[0-9A-Fa-f]"
-CODE = rf"\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>"
-# written-out line breaks and the tags of blocks part words; strokes before signs and other tags do not
-REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
-TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
-DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
-LEAD = re.compile("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]")  # how Windows-1252 shows the first byte of most characters in UTF-8
-# and what it lacks is the byte itself
-codecs.register_error("as-latin-1", lambda e: (e.object[e.start : e.end].encode("latin-1"), e.end))
-# control characters stand for what Windows-1252 has there, as in browsers, or are not seen
-CONTROL = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
-UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-
-# the characters of a link; those of languages that write without spaces are text that follows it
-CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
-LINK = (  # old scrapers put a space after "https://" and "www."
-    r"(?:(?i:https?://(?:\s?(?:www\.\s)?(?=[\w-]+\.\w))?|pic\.(?:twitter|x)\.com/|(?<![\w.@])www\.(?=\w))"
-    r"|(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+(?!js/)[a-z]{2,}/(?=\w))"  # bit.ly/abc
-    rf"(?:{CHAR}|\({CHAR}*\))*"
-)
-# (a link), with a mark that is a piece of it; or the beginning of one, at which a text was cut
-LINKS = re.compile(rf"(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?|(?<!\S)htt?(?:ps?:?/?)?$")
-# a tweet that X has cut off ends in a mark and a link to the rest, or within a link
-CUT = re.compile(rf"(?:…(?:\s?{LINK})+(?:\s…)?|{LINK}…|\bhttps?:?/?…)$")
-
-HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
-REPLYING = re.compile(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?")
-OPENING = re.compile(  # the handles of a reply, each with what joins it to the next or to the sentence
-    rf"^(?:\s*{HANDLE}(?!['’]\w|\s(?:and|und|y|et)\s@)"  # but "@nasa's probe", "@a and @b are here"
-    r"(?:\s?[:;,/&+|]+\s?(?=@)|[:,](?=\w)|[:;,!?.…]+(?=\s|$)"
-    r"|\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s))?)+"  # in "@a - one - two" the dash begins a list
-)
-OPEN, CLOSE, WORDS = """["“„«「]""", """["“”»」]""", """[^"“”„«»「」]"""
-QUOTATION = re.compile(  # another's words: “@kitefan: we "love" kites”. ‘@kitefan: we love kites’
-    rf"(?<!RT)(?<!RT )(?<!MT )(?:{OPEN}\s?\.?(?:{HANDLE}\s?)+:"
-    rf"(?:{WORDS}|(?<=\s){OPEN}{WORDS}*{CLOSE})*(?:{CLOSE}|$)"
-    rf"|(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))(?:\s?[.,;:–—-]+(?=\s|$))?"
-)
-RETWEET = re.compile(  # where another's words begin that go on to the end
-    rf"""(?i:^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@"""  # RT @kitefan, at the start whatever follows
-    rf"""|(?<![a-z0-9_@#])(?:[RMQ]T(?:[\s"“„«]*{HANDLE}\s?:|\s?:?\s?["“„«]@|\s?:\s?@)"""
-    rf"""|(?<![\w,]\s)RT\s?{HANDLE}))"""  # "So true! RT @kitefan we", but "please RT @kitefan's call"
-)
-
-
 def clean_tweets(rows, settings):
-    """Yield (file name, author, text, clean tweet, why it is left out or "") of each row."""
+    """Yield each row with its clean tweet, or with the reason why it is dropped."""
     user = settings.user.removeprefix("@").casefold()
     seen = set()  # hashes: a million tweets would take much memory
     long_posts = set()  # how those in note-tweet.js begin, which is read before the tweets.js that cuts them
-    for name, author, text, is_others in rows:
-        tweet, why = clean(text[:MAX_CHARS], settings), ""
-        if user and author.removeprefix("@").casefold() != user:
+    for row in rows:
+        tweet, why = clean(row.text[:MAX_CHARS], settings), ""
+        if user and row.author.removeprefix("@").casefold() != user:
             why = "by other authors"
-        elif len(text) > MAX_CHARS:
+        elif len(row.text) > MAX_CHARS:
             why = f"longer than {MAX_CHARS:,} characters"
-        elif is_others or (not tweet and RETWEET.search(decoded(text))):
+        elif row.is_others or (not tweet and RETWEET.search(decoded(row.text))):
             why = "retweets"
         elif not tweet:
             why = "empty"
@@ -454,54 +417,37 @@ def clean_tweets(rows, settings):
             why = f"shorter than {settings.min_chars} characters"
         elif hash(tweet) in seen:
             why = "duplicates"
-        elif name.startswith("note-tweet"):
+        elif row.file.startswith("note-tweet"):
             long_posts.add(tweet[:100])
         elif tweet[:100] in long_posts:
             why = "beginnings of long posts, whole in note-tweet.js"
         tweet = "" if why else tweet
         seen.add(hash(tweet))
-        yield name, author, text, tweet, why
+        yield row._replace(tweet=tweet, why=why)
 
 
-def clean(text, settings=Settings()):
-    """Only the author's own words of a tweet; "" if none remain.
-
-    >>> clean("@a @b Rockets &amp; cars\\nare fun https://t.co/x")
-    'Rockets & cars are fun'
-    >>> clean("important for maintaining the connection in cho… https://t.co/x")
-    'important for maintaining the connection in …'
-    """
-    text = decoded(text)
-    if "@" in text and re.search(r"[:“\"]|(?i:rt)", text):  # others' words are rare, and their search is slow
-        text = QUOTATION.sub(" ", text)
-        if retweet := RETWEET.search(text):
-            text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
-    text = REPLYING.sub("", text)
-    if "…" in text and (cut := CUT.search(text)):
-        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")  # the last word was cut
-        text = f"{words} …" if words else text
-    if settings.urls == "strip" and ("/" in text or "www." in text.lower() or "ht" in text[-6:]):
-        text = LINKS.sub("", text)
-    if settings.mentions != "keep" and "@" in text:
-        text = OPENING.sub("", text)
-    if settings.mentions == "strip":
-        text = re.sub(rf"{HANDLE}(?:['’]s\b)?", "", text)
-    text = " ".join(text.split())
-    return "" if text == "…" else text
+# what sources write for characters: Python's \xe2 \u2014 \U0001f680, R's <e2> <U+2014> <U+0001F680>
+HEX = "[0-9A-Fa-f]"
+CODE = rf"\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<U\+(?:000)?{HEX}{{4,5}}>|<[89a-f][0-9a-f]>"
+# written-out line breaks and the tags of blocks part words; backslashes before signs and other tags do not
+REST = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of a tag
+TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td){REST})")
+DROPPED = re.compile(rf"""\\(['"/\\])|(?i:</?(?:a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u){REST})""")
+# control characters stand for what Windows-1252 has there, as in browsers, or are not seen
+CONTROL = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
+UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+TO_BYTES = {ord(shown): code for code, shown in CONTROL.items() if shown}
 
 
 def decoded(text):
     """A text as its author saw it, in one line, whatever its source has written for the characters."""
-    text = BYTES.sub(r"\2", text.strip())
+    text = re.sub(r"""(?s)^b(['"])(.*)\1$""", r"\2", text.strip())  # Python's b'…'
     if "\\" in text or "<" in text:
         text = re.sub(f"(?:{CODE})+", characters, text)
         text = DROPPED.sub(r"\1", TO_SPACE.sub(" ", text))
-    if not text.isascii():
-        text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
+    text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
     text = html.unescape(html.unescape(text))  # some sources escape twice
-    if not text.isprintable():
-        text = UNSEEN.sub("", text.translate(CONTROL))
-    return " ".join(text.split())
+    return " ".join(UNSEEN.sub("", text.translate(CONTROL)).split())
 
 
 def characters(codes):
@@ -512,25 +458,80 @@ def characters(codes):
 def repaired(text):
     """A text in UTF-8 that was read as Windows-1252: it survives the way back whole ("donâ€™t")."""
     with contextlib.suppress(UnicodeError):
-        while LEAD.search(text):
+        while re.search("[ÂÃÄÅÎÏÐÑ×ØÙà-ð]", text):  # as it shows the first byte of most characters in UTF-8
             whole = re.sub("â€(?=[ -~]|$)", "â€\x9d", text)  # many programs lose the last byte of ”
-            text = whole.encode("cp1252", "as-latin-1").decode("utf-8", "surrogatepass")
+            text = whole.translate(TO_BYTES).encode("latin-1").decode("utf-8", "surrogatepass")
     return text
 
 
-def held_out(tweet, tenth=0):
-    """Whether a tweet belongs to the held-out split, or to another tenth of all.
+HANDLE = r"(?a:(?<!\w)@\w{1,15}(?!\w))"
+OPEN, CLOSE, WORDS = """["“„«「]""", """["“”»」]""", """[^"“”„«»「」]"""
+QUOTATION = re.compile(rf"""(?x)(?<!RT)(?<!RT\ )(?<!MT\ )(?:
+    {OPEN}\s?\.?(?:{HANDLE}\s?)+:(?:{WORDS}|(?<=\s){OPEN}{WORDS}*{CLOSE})*(?:{CLOSE}|$)    # “@a: we "do"”
+    |(?<!\w)['‘]{HANDLE}\s?:.*?(?:['’](?!\w)|$))    # ‘@a: we love it’
+    (?:\s?[.,;:–—-]+(?=\s|$))?""")
+RETWEET = re.compile(rf"""(?xi)^[\s"'“”„‘’«»(\[{{]*RT[\s"'“”„‘’«»:]*@    # RT @a, whatever follows
+    |(?<![a-z0-9_@#])(?:
+        [RMQ]T(?:[\s"“„«]*{HANDLE}\s?:|\s?:?\s?["“„«]@|\s?:\s?@)    # Ha! RT @a: we; RT “@a we; RT: @a we
+        |(?<![\w,]\s)RT\s?{HANDLE})    # Ha! RT @a we; but: please RT @a's call""")
+# the characters of a link; those of languages that write without spaces are text that follows it
+CHAR = r"""[^\s()\[\]{}<>"'«»\u0530-\U0010ffff]"""
+LINK = rf"""(?:(?i:
+    https?://(?:\s?(?:www\.\s)?(?=[\w-]+\.\w))?+    # old scrapers put a space after "https://" and "www."
+    |pic\.(?:twitter|x)\.com/|(?<![\w.@])www\.(?=\w))
+    |(?<![A-Za-z0-9_@./-])(?:[A-Za-z0-9-]+\.)+(?!js/)[a-z]{{2,}}/(?=\w)    # bit.ly/abc
+    )(?:{CHAR}|\({CHAR}*\))*"""
+CUT = re.compile(rf"""(?x)(?:
+    …(?:\s?{LINK})++(?:\s…)?    # the wind is har… https://t.co/abc
+    |{LINK}…|\bhttps?:?/?…)$    # the wind is hard https://t.c…; http…""")
+# (a link), the last of (many links) or any, with a mark that is a piece of it
+LINKS = re.compile(rf"(?x)(?:[(\[]\s?{LINK}\s?[)\]]|\s?{LINK}(?=[)\]])|{LINK})(?:\s?…)?")
+OPENING = re.compile(rf"""(?x)^(?:\s*{HANDLE}    # a reply's handles, each with what joins it
+    (?!['’]\w|\s(?:and|und|y|et)\s@)            # but: @nasa's probe; @a and @b are here
+    (?:\s?[:;,/&+|]+\s?(?=@)                    # @a, @b
+    |[:,](?=\w)|[:;,!?.…]+(?=\s|$)             # @a:yes; @a! yes
+    |\s(?:[:;,&/|]+|[–—-]+(?!.*\s-\s))(?=\s)    # @a - yes; but: @a - one - two
+    )?)+""")
 
-    Its letters and digits alone decide, so that new rows move no tweet across, and tweets that differ in
-    case or punctuation land on the same side.
+
+def clean(text, settings=Settings()):
+    """Only the author's own words of a tweet; "" if none remain.
+
+    >>> clean("@a @b Rockets &amp; cars\\nare fun https://t.co/x")
+    'Rockets & cars are fun'
+    >>> clean("important for maintaining the connection in cho… https://t.co/x")
+    'important for maintaining the connection in …'
     """
+    # the order counts: codes may stand for any sign that is looked for; others' words may hold links and
+    # handles; a cut is known by the link behind it; and a reply's handles may follow a quotation or a link
+    text = decoded(text)
+    if "@" in text:
+        text = QUOTATION.sub(" ", text)
+        if retweet := RETWEET.search(text):
+            text = text[: retweet.start()].rstrip(" \"'“‘„«([{<>|/:;,~–—-")
+        text = re.sub(rf"^Replying to (?:(?:,? and |, | )?{HANDLE})+(?: and \d+ others)?:?", "", text)
+    if "…" in text and (cut := CUT.search(text)):
+        words = text[: cut.start()].rpartition(" ")[0].rstrip(" …")  # the last word was cut
+        text = f"{words} …" if words else text
+    if settings.urls == "strip":
+        if "/" in text or "www." in text.lower():  # as in every link; the search is slow
+            text = LINKS.sub("", text)
+        text = re.sub(r"(?<!\S)htt?(?:ps?:?/?)?$", "", text)  # the beginning of one, at which a text was cut
+    if settings.mentions != "keep":
+        text = OPENING.sub("", text)
+    if settings.mentions == "strip":
+        text = re.sub(rf"{HANDLE}(?:['’]s\b)?", "", text)
+    text = " ".join(text.split())
+    return "" if text == "…" else text
+
+
+def held_out(tweet, tenth=0):
+    """Whether a tweet is held out, or in another tenth: new rows move none, near copies stay together."""
     letters = "".join(re.findall(r"[^\W_]+", tweet.casefold()))
     return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
 
 
 # --- tokens and the report --------------------------------------------------------------------------
-
-
 def load_tokenizer():
     """GPT-2's byte-pair encoding (50,257 tokens) as a `tiktoken.Encoding`."""
     files = vocabulary_files()
@@ -568,34 +569,24 @@ def encode_tweets(tokenizer, tweets):
 
 
 def count_bytes(tokenizer, ids):
-    """The bytes of the tweets that `ids` hold, one for each tweet's end included: val_bytes of meta.json."""
+    """The bytes of the tweets that `ids` hold; the leading space of each stands for its end, scored too."""
     distinct, counts = np.unique(ids[ids != END_OF_TEXT], return_counts=True)
-    # a tweet's leading space stands for the byte of its end, which is scored too
     return int(counts @ [len(tokenizer.decode_single_token_bytes(token)) for token in distinct])
 
 
-def report(settings, tokenizer, sources, authors, dropped):
-    """Print what was done, a line for each step; return what meta.json tells of it."""
-    folder, n_rows, n_tweets = settings.data_dir, sources.total(), sources.total() - dropped.total()
-    print(f"read      {n_rows:,} rows of {', '.join(sources)}")
-    print(f"dropped   {listed(dropped)}")
-    print(f"kept      {n_tweets:,} tweets, in {folder}/processed.txt, train.bin and val.bin")
-    if len(authors) > 1 and not settings.user:
+def report(meta, authors, data_dir):
+    """Print what was done, a line for each step, and the command that comes next."""
+    print(f"read      {meta['rows']:,} rows of {', '.join(meta['sources'])}")
+    print(f"dropped   {listed(meta['dropped'])}")
+    print(f"kept      {meta['tweets']:,} tweets, in {data_dir}/processed.txt, train.bin and val.bin")
+    if len(authors) > 1 and not meta["user"]:
         print(f"authors   {len(authors):,}: {listed(authors)}; --user=… keeps one")
-    meta = vars(settings) | {"sources": list(sources), "tokenizer": "gpt2", "leading_space": True}
-    meta |= {"rows": n_rows, "dropped": dropped, "tweets": n_tweets}
-    for name in ("train", "val"):
-        ids = np.fromfile(f"{folder}/{name}.bin", "<u2")
-        counts = {"tweets": int((ids == END_OF_TEXT).sum()) - 1, "tokens": len(ids)}
-        counts |= {"distinct_tokens": len(np.unique(ids)), "bytes": count_bytes(tokenizer, ids)}
-        print(name.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts.values()))
-        counts["sha256"] = hashlib.sha256(ids).hexdigest()
-        meta |= {f"{name}_{what}": count for what, count in counts.items()}
+    for split in ("train", "val"):
+        counts = [meta[f"{split}_{name}"] for name in ("tweets", "tokens", "distinct_tokens", "bytes")]
+        print(split.ljust(9), "{:,} tweets, {:,} tokens ({:,} distinct), {:,} bytes".format(*counts))
     preset = "config/large.py" if meta["train_tokens"] >= LARGE_TOKENS else "config/elon.py"
-    # a data set of its own gets a run of its own
-    where = [f"--data_dir={folder}", f"--out_dir=out/{pathlib.Path(folder).name}"] if folder != "data" else []
+    where = [] if str(data_dir) == "data" else [f"--data_dir={data_dir}", f"--out_dir=out/{data_dir.name}"]
     print(f"next      {command('train.py', preset, *where)}")
-    return meta
 
 
 def listed(counter):

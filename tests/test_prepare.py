@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -129,6 +130,7 @@ CLEAN = {
     "cut in http": ("orbit is hard http…", "orbit is hard …"),
     "cut in the only word": ("@a @b har… https://t.co/abc", ""),
     "marks of the writer's": ("well … yes … https://t.co/abc no…", "well … yes … no…"),
+    "many links": ("Sources… " + "https://t.co/abcdefghij " * 40 + "enjoy", "Sources… enjoy"),
     "a single word is not cut": ("Soon… https://t.co/abc", "Soon…"),
     "handles at the start": ("  @a\n@b_2:\tYes, ask @c", "Yes, ask @c"),
     "a handle behind a link, entities in both": ("https&#58;//t.co/abc &commat;a hello", "hello"),
@@ -225,10 +227,9 @@ def test_one_author(make, column):
 # --- reading --------------------------------------------------------------------------------------
 
 ONE, TWO = [["id", "text"], ["1", "NA"]], [["Tweet", "id"], ["“Füße”, two\nlines; a\ttab", "7"]]
-OF_ONE, OF_TWO = ["NA"], ["“Füße”, two lines; a tab"]
-LINES = "\n".join(FILLER)
+OF_ONE, OF_TWO, LINES = ["NA"], ["“Füße”, two lines; a tab"], "\n".join(FILLER)
 STRAY = ["Füße 🚀".encode(), "Straße “quoted” … 5 €".encode("cp1252"), LINES.encode()]
-FULLER = [["text", "full_text"], ["cut o… https://t.co/x", "cut off no more"], ["only here", ""]]
+FULLER = [["text", "full_text"], ["cut o… https://t.co/x", "cut off no more, all is here"], ["only here", ""]]
 RETWEETS = ["RT @a: b", "RT@a", "RT\u00a0@a", '"rt @a', "“RT @a", "\u200bRT @a", "RT : @a", "RT &#64;a"]
 MIXED = table(["text", "@a @b see @c's a@b.c https://t.co/x", "https://t.co/y is har… https://t.co/z"])
 NUMBERS = ["0", "1", "2"]
@@ -236,12 +237,16 @@ OBJECTS = [{"id": n, "text": tweet, "user": {"screen_name": "nasa"}} for n, twee
 OBJECTS += [{"text": "it's “new”\n🚀", "lang": None}, {"text": None}]
 JSON_LINES = "\n".join(map(json.dumps, OBJECTS))
 NESTED = [{"legacy": {"full_text": tweet}, "quoted_status": {"full_text": "x"}} for tweet in FILLER]
+KITE = {"text": "cut…", "user": {"name": "K", "screen_name": "kite"}}
+KITES = [KITE | {"note_tweet": {"text": tweet}} for tweet in FILLER]
+OUTBOX = {"orderedItems": [{"object": "a://b"}, *({"object": {"content": tweet}} for tweet in FILLER[:9])]}
+FEED = {"feed": [{"post": {"record": {"text": tweet}}} for tweet in FILLER[9:]]}
+PRINTED = "\n".join(json.dumps(item, indent=1) for item in [*OBJECTS, {"text": float("nan")}])
 LIKE_ROWS = [["", "text"], ["123", "Great!\n100,000 sold"], ["2", "1, silk\n2, string"], ["7", "a\n3,5 km"]]
 TAB = 'id\ttext\n1\t"So" it is\n2\tsay "go"\n3\t"whole ""cell"""\n4\t"open\n'
 TAB += "".join(f"0\t{tweet}\n" for tweet in FILLER)
 MARKED = "".join(f"<|startoftext|>{tweet}<|endoftext|>\n" for tweet in ["in two\nlines", *FILLER])
 CUT_AT = ["text", *(f"{word} and the wind was so strong {'over the hills ' * 8}"[:120] for word in "abcdef")]
-
 README = "What this folder holds\nand who made it"
 OF_LINES = zipped({"b.txt": LINES, "picture.png": b"\x89PNG"})
 PACKED = zipped({"README.txt": README, "a/t.csv": table(ONE), "__MACOSX/x.csv": "text\nx\n"})
@@ -273,6 +278,9 @@ READ = {  # id: (file name and flags, content, tweets)
     "an object a line": ("in.ndjson", JSON_LINES, ["it's “new” 🚀"]),
     "objects in a gz": ("in.jsonl.gz --user=@NASA", gzip.compress(JSON_LINES.encode()), []),
     "objects in objects": ("in.json", json.dumps(NESTED), []),
+    "X's long posts and handles": ("in.json --user=@kite", json.dumps(KITES), []),
+    "objects over several lines": ("in.json", PRINTED, ["it's “new” 🚀"]),
+    "lists with a name": ("in", {"a.json": json.dumps(FEED), "b.json": json.dumps(OUTBOX)}, []),
     "a list of texts": ("in.json", json.dumps(FILLER), []),
     "a list within": ("in.json", json.dumps({"data": OBJECTS[:-2], "meta": {"text": "x"}}, indent=1), []),
     "a key of one's own": ("in.json --text_column=legacy.full_text", json.dumps(NESTED), []),
@@ -290,7 +298,8 @@ READ = {  # id: (file name and flags, content, tweets)
     "X's archive": ("twitter.zip", zipped(ARCHIVE), []),
     # the text column
     "the likeliest name": ("in.csv", table([["body", "content", "text"], NUMBERS]), ["2"]),
-    "the fuller text": ("in.csv", table(FULLER), ["cut off no more", "only here"]),
+    "the fuller text": ("in.csv", table(FULLER), ["cut off no more, all is here", "only here"]),
+    "of alike the first": ("in.csv", table([["text", "post", "text"], ["a", "7", ""], ["", "9", ""]]), ["a"]),
     "named": ("in.csv --text_column my_words", table([["id", "My words", "text"], NUMBERS]), ["1"]),
     # how it is cleaned; the link to a cut tweet's rest is the source's, and not kept
     "mentions kept": ("in.csv --mentions=keep", MIXED, ["@a @b see @c's a@b.c", "is …"]),
@@ -357,13 +366,13 @@ def test_several_files_are_joined_and_each_tweet_kept_once(make, tmp_path):
 
 
 ROWS = "".join(f"{100 + i},2020-01-{10 + i},{tweet}\n" for i, tweet in enumerate(FILLER[:20]))
-
 REFUSED = {  # id: (file name and flags, content, what is told)
     "missing": ("in.csv", {}, "no such file"),
     "empty": ("in.csv", "\n\n", "empty"),
     "no column": ("in.csv", "id,when\n1,2\n", "among id, when: name one with --text_column"),
     "bytes": ("in.csv", bytes(range(256)) * 20, "no column"),
     "half a gz": ("in.csv.gz", gzip.compress(table(TWO).encode())[:-20], "cannot be read"),
+    "no file": ("x", {"tweets.js": archive(FILLER), "tweet.js": {"a": ""}}, "tweet.js cannot be read ("),
     "no gz": ("in.csv.gz", "text\nhello", "zipped"),
     "half a zip": ("in.zip", PACKED[:-30], "cannot be read"),
     "a zip of nothing": ("in.zip", zipped({"a.png": "x"}), "only a.png"),
@@ -388,7 +397,7 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "one": ("in.csv", "user,text\nnasa,alone\n", "too few to split; read: 1 in.csv; dropped: none"),
     # rows whose cells may be shifted, with their line
     "a bare comma": ("in.csv", f"id,date,text\n{ROWS}7,x,cold, very cold\n", "line 22: 4 cells"),
-    "a bare comma at an end": ("in.csv", f"id,date,text\n{ROWS}7,x,cold,\n", "line 22: 4 cells"),
+    "a name too few": ("in.csv", f"id,text\n{ROWS}", "line 2: 3 cells, but the columns have 2 names"),
     "a bare separator at once": ("in.csv", "text;id;x\nhi; it is cold;2;L2\nb;3;L3\n", "line 2: 4 cells"),
     "a short row, blank lines": ("in.csv", f"id,date,text\n\n{ROWS}\n7,x\n", "line 24: 2 cells"),
     "swallowed": ("in.csv", f'id,date,text\n7,2020-01-09,"a\n{ROWS}8,x,b"\n', "line 2: a stray quote"),
@@ -488,8 +497,9 @@ def test_without_input_tweets_are_fetched_once_or_invented(command, monkeypatch,
         return io.BytesIO(content)
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setenv("HOME" if os.name == "posix" else "USERPROFILE", str(tmp_path))
     data, kaggle = tmp_path / "data", "elon_musk_tweets.csv"
-    done = command("prepare.py", f"--data_dir={data}")
+    done = command("prepare.py", "--data_dir=~/data")
     (tweets, meta), kept = read_back(data), {path.name for path in data.iterdir()}
     if problem:
         assert (meta["sources"], kept) == (["sample_tweets.csv"], set(OUTPUTS))
