@@ -193,6 +193,7 @@ FORMS = "notetweet.text extendedtweet.fulltext extendedtweetfulltext fulltext te
 TEXTS = f"{FORMS} tweet tweets tweettext tweetcontent content rawcontent body post"
 AUTHORS = "screenname userscreenname username authorusername fromuser handle userhandle author user account"
 FLAGS = "isretweet retweet type posttype tweettype"  # may tell that a post is another's
+SHARED = "reblog", "reason"  # Mastodon's and Bluesky's objects that only a post of another's has
 OTHERS = re.compile(r"(?i)(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted")  # but a "quote" is a comment
 COUNT = r"([2-9]|[1-9]\d+)(\.0)?"  # a column that holds such numbers counts, and flags nothing
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
@@ -338,7 +339,9 @@ def flat(item, within=""):
     """{name: cell} of an object; "legacy.full_text" is the name of what one within it holds."""
     cells = {}
     for name, value in item.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name in SHARED:
+            cells["isretweet"] = "true"
+        elif isinstance(value, dict):
             cells |= flat(value, f"{within}{name}.")
         elif isinstance(value, str | int | float) and value == value:  # NaN, no text, is not equal to itself
             cells[f"{within}{name}"] = str(value)

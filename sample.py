@@ -55,7 +55,7 @@ from model import GPT, choose_device
 from prepare import (
     END_OF_TEXT,
     MAX_CHARS,
-    damage_told,
+    errors_named,
     encode,
     load_tokenizer,
     open_text,
@@ -140,7 +140,7 @@ def read_prompt(start):
     """The text that the tweets begin with: `start` itself, or for FILE:path what that file holds."""
     if start.startswith("FILE:"):
         file = pathlib.Path(start.removeprefix("FILE:").strip()).expanduser()
-        with damage_told(file), open_text(file) as text:
+        with errors_named(file), open_text(file) as text:
             start = text.read(MAX_CHARS + 1)
     if len(start) > MAX_CHARS:
         raise UserError(f"start: it has more than {MAX_CHARS:,} characters, which no post may have")

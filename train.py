@@ -358,8 +358,8 @@ def make_optimizers(model, settings):
     groups = [{"params": decayed, "weight_decay": decay}, {"params": not_decayed, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, settings.beta2), fused=True)]
     if settings.muon:
-        # it moves a matrix in all directions alike; its steps are made as long as AdamW's, so that one rate of
-        # learning fits both; a quarter of the decay is enough
+        # it moves a matrix in all directions alike, in steps made as long as AdamW's, so that one learning
+        # rate fits both; a quarter of the decay is enough
         optimizers.append(torch.optim.Muon(for_muon, lr, decay / 4, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 

@@ -241,6 +241,10 @@ KITE = {"text": "cut…", "user": {"name": "K", "screen_name": "kite"}}
 KITES = [KITE | {"note_tweet": {"text": tweet}} for tweet in FILLER]
 OUTBOX = {"orderedItems": [{"object": "a://b"}, *({"object": {"content": tweet}} for tweet in FILLER[:9])]}
 FEED = {"feed": [{"post": {"record": {"text": tweet}}} for tweet in FILLER[9:]]}
+FEED["feed"] += [
+    {"post": {"record": {"text": "shared"}}, "reason": {"by": "me"}},
+    {"content": "x", "reblog": {"id": 1}},
+]
 PRINTED = "\n".join(json.dumps(item, indent=1) for item in [*OBJECTS, {"text": float("nan")}])
 LIKE_ROWS = [["", "text"], ["123", "Great!\n100,000 sold"], ["2", "1, silk\n2, string"], ["7", "a\n3,5 km"]]
 TAB = 'id\ttext\n1\t"So" it is\n2\tsay "go"\n3\t"whole ""cell"""\n4\t"open\n'
