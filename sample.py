@@ -55,8 +55,8 @@ from model import GPT, choose_device
 from prepare import (
     END_OF_TEXT,
     MAX_CHARS,
-    errors_named,
     encode,
+    errors_named,
     load_tokenizer,
     open_text,
     token_texts,
