@@ -222,7 +222,7 @@ def read_tweets(files, settings):
             for row in chain(first, rows):
                 text = longest(row, texts)
                 if len(text) == limit and OPEN_END.search(text):
-                    text = f"{text.rpartition(' ')[0]} …"  # as X shows a tweet that it cuts off
+                    text = f"{text.rpartition(' ')[0] or text} …"  # as X shows a tweet that it cuts off
                 author = next((row[name].strip() for name in authors if row.get(name)), "")
                 is_others = any(OTHERS.match(row.get(name, "").strip()) for name in flags)
                 yield Row(file.name, author, text, is_others)
@@ -256,10 +256,10 @@ def longest(row, names):
 
 def cut_length(texts):
     """The length at which an exporter has cut off texts, or None: many end there, and inside a word."""
-    longest = max(map(len, texts), default=0)
-    at_end = [text for text in texts if len(text) == longest and OPEN_END.search(text)]
-    shorter = [text for text in texts if longest - 10 <= len(text) < longest]
-    return longest if longest >= 100 and len(at_end) > max(4, len(shorter)) else None
+    limit = max(map(len, texts), default=0)
+    at_end = [text for text in texts if len(text) == limit and OPEN_END.search(text)]
+    shorter = [text for text in texts if limit - 10 <= len(text) < limit]
+    return limit if limit >= 100 and len(at_end) > max(4, len(shorter)) else None
 
 
 @contextlib.contextmanager
