@@ -19,6 +19,8 @@ import pytest
 
 # before torch is imported: threads gain nothing on tiny models, and wait for long where the cores are busy
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# so that the scripts heed Ctrl-C also where these tests run in the background, which ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(REPO))  # so that plain `pytest` finds the program, as `python -m pytest` does

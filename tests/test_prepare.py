@@ -241,10 +241,8 @@ KITE = {"text": "cut…", "user": {"name": "K", "screen_name": "kite"}}
 KITES = [KITE | {"note_tweet": {"text": tweet}} for tweet in FILLER]
 OUTBOX = {"orderedItems": [{"object": "a://b"}, *({"object": {"content": tweet}} for tweet in FILLER[:9])]}
 FEED = {"feed": [{"post": {"record": {"text": tweet}}} for tweet in FILLER[9:]]}
-FEED["feed"] += [
-    {"post": {"record": {"text": "shared"}}, "reason": {"by": "me"}},
-    {"content": "x", "reblog": {"id": 1}},
-]
+FEED["feed"].append({"post": {"record": {"text": "shared"}}, "reason": {"by": "me"}})
+STATUSES = [{"content": tweet, "reblog": None} for tweet in FILLER] + [{"content": "x", "reblog": {"id": 1}}]
 PRINTED = "\n".join(json.dumps(item, indent=1) for item in [*OBJECTS, {"text": float("nan")}])
 LIKE_ROWS = [["", "text"], ["123", "Great!\n100,000 sold"], ["2", "1, silk\n2, string"], ["7", "a\n3,5 km"]]
 TAB = 'id\ttext\n1\t"So" it is\n2\tsay "go"\n3\t"whole ""cell"""\n4\t"open\n'
@@ -284,6 +282,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "objects in objects": ("in.json", json.dumps(NESTED), []),
     "X's long posts and handles": ("in.json --user=@kite", json.dumps(KITES), []),
     "objects over several lines": ("in.json", PRINTED, ["it's “new” 🚀"]),
+    "shared posts": ("in.json", json.dumps(STATUSES), []),
     "lists with a name": ("in", {"a.json": json.dumps(FEED), "b.json": json.dumps(OUTBOX)}, []),
     "a list of texts": ("in.json", json.dumps(FILLER), []),
     "a list within": ("in.json", json.dumps({"data": OBJECTS[:-2], "meta": {"text": "x"}}, indent=1), []),
