@@ -45,7 +45,7 @@ sys.path.insert(0, str(ROOT))
 import train as training
 from model import GPT, GPTConfig
 from prepare import END_OF_TEXT, VOCAB_SIZE, encode, load_tokenizer
-from sample import Settings, TrainingTweets, write
+from sample import Settings, TrainingTweets, early_network, write
 
 CONTENDERS = OURS, *_ = "elon-transformer", "nanoGPT", "transformers", "5-gram"
 PRESET = "config/elon.py"
@@ -233,7 +233,8 @@ def sample(args):
     train_ours(args, PRESET, "--max_iters=100", "--eval_interval=100")  # enough to end its tweets
     preset = GPT.load(args.scratch / "best.pt")
     known = TrainingTweets(tokenizer, preset.tokens)
-    as_used, name = (preset, tokenizer, known, "Tesla", Settings(), generator), "ten samples of 64 tokens"
+    as_used = preset, early_network(preset), tokenizer, known, "Tesla", Settings(), generator
+    name = "ten samples of 64 tokens"
     contenders = {
         (name, OURS): lambda: full.generate(prompt, **how, banned=[END_OF_TEXT]),
         (name, "transformers"): lambda: theirs.generate(prompt, **all_64),
