@@ -58,7 +58,7 @@ NANOGPT = SHAPE | {
     "n_layer": 2, "dropout": 0.2, "weight_decay": 0.1, "learning_rate": 1e-3, "min_lr": 1e-4, "beta2": 0.99,
     "warmup_iters": 100, "max_iters": 450, "lr_decay_iters": 450, "eval_interval": 50,
 }  # fmt: skip
-# and on a larger set, where it gets somewhat more time than ours takes; these were not searched
+# and on a larger set, where it gets about the time that ours takes; these were not searched
 NANOGPT_LARGE = NANOGPT | {"n_layer": 4, "max_iters": 600, "lr_decay_iters": 600, "eval_interval": 100}
 
 
