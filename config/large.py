@@ -2,7 +2,7 @@
 #
 #     python train.py config/large.py
 #
-# Chosen on 18,890 tweets of one person, less carefully than config/elon.py, which explains the settings.
+# Chosen on 18,880 tweets of one person, less carefully than config/elon.py, which explains the settings.
 n_layer = 4
 n_head = 6
 n_embd = 192
