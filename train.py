@@ -358,10 +358,44 @@ def make_optimizers(model, settings):
     groups = [{"params": decayed, "weight_decay": decay}, {"params": not_decayed, "weight_decay": 0.0}]
     optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, settings.beta2), fused=True)]
     if settings.muon:
-        # it moves a matrix in all directions alike, in steps made as long as AdamW's, so that one learning
-        # rate fits both; a quarter of the decay is enough
-        optimizers.append(torch.optim.Muon(for_muon, lr, decay / 4, adjust_lr_fn="match_rms_adamw"))
+        has_bfloat16 = choose_dtype(for_muon[0].device) == "bfloat16"
+        optimizers.append(Muon(for_muon, lr, decay / 4, torch.bfloat16 if has_bfloat16 else torch.float32))
     return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Moves a matrix in all directions alike: with the momentum's singular vectors, but singular values of
+    about 1 (Jordan et al. 2024). Steps are as long as AdamW's, so that one learning rate fits both (Liu et
+    al. 2025, "Muon is Scalable for LLM Training").
+
+    The same as torch.optim.Muon, which knows only bfloat16: 30 times slower on a CPU that must emulate it.
+    """
+
+    def __init__(self, parameters, lr, weight_decay, dtype):
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                state, grad = self.state[weight], weight.grad
+                momentum = state.setdefault("momentum_buffer", torch.zeros_like(grad)).lerp_(grad, 0.05)
+                direction = orthogonal(grad.lerp(momentum, 0.95).to(self.dtype))  # Nesterov's look ahead
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(weight.shape)))
+
+
+def orthogonal(matrix):
+    """A matrix with the same singular vectors, and singular values near 1: five of Newton and Schulz's
+    iterations, each of which maps every singular value s to 3.4445 s - 4.775 s^3 + 2.0315 s^5."""
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)  # so that no singular value exceeds 1
+    for _ in range(5):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return x.T if is_tall else x
 
 
 def learning_rate_at(iteration, max_iters, settings):

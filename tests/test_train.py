@@ -317,6 +317,23 @@ def test_what_cannot_be_done_is_told_and_an_earlier_run_is_left(
     assert snapshot(finished) == before
 
 
+@pytest.mark.parametrize("shape", [(24, 8), (8, 8), (8, 32)])
+def test_muon_is_that_of_torch_and_in_float32_nearly_the_same(shape):
+    start, kinds = torch.randn(shape), (torch.float32, torch.bfloat16)
+    theirs, in_float32, in_bfloat16 = weights = [torch.nn.Parameter(start.clone()) for _ in range(3)]
+    optimizers = [torch.optim.Muon([theirs], 0.01, 0.3, adjust_lr_fn="match_rms_adamw")]
+    optimizers += [
+        train_module.Muon([weight], 0.01, 0.3, kind) for weight, kind in zip(weights[1:], kinds, strict=True)
+    ]
+    for _ in range(5):
+        grad = torch.randn(shape)
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            weight.grad = grad.clone()
+            optimizer.step()
+    assert torch.equal(theirs, in_bfloat16) and not torch.equal(theirs, start)
+    torch.testing.assert_close(theirs, in_float32, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("noise_fall, last", [(0.25, 0.5), (0, 1.0)])
 def test_noise_falls_to_nothing_over_the_last_part_of_a_run(new_run, noise_fall, last):
     run, data = new_run("--noise=0.5", f"--noise_fall={noise_fall}")
