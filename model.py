@@ -11,8 +11,8 @@
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
 
 Names are GPT-2's: wte and wpe embed tokens and positions, h are the blocks, ln is a LayerNorm, c_attn makes
-queries, keys and values, c_fc widens, c_proj maps back to C channels. What a small corpus needs comes last:
-noise, and a vocabulary in which rare tokens share what they learn; a reader of GPT-2 may stop before.
+queries, keys and values, c_fc widens, c_proj maps back to C channels. Two classes for a small corpus come
+last: Noise, and SmallVocabulary, in which rare tokens share what they learn. A plain GPT uses neither.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tw
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT; train.py says what each entry does. Raises UserError if n_head does not fit."""
+    """The shape of a GPT; train.py says what each entry does. Raises UserError if two do not fit together."""
 
     block_size: int = 64
     vocab_size: int = 50257
@@ -151,11 +151,12 @@ class Vocabulary(nn.Module):
         return self.wte(idx)
 
     def scorers(self):
-        """(weight, bias): here (wte, None). SmallVocabulary must compute them, so generate asks only once."""
+        """What `logits` scores ids with: a weight (V, C) and a bias, here none. SmallVocabulary must compute
+        them, so `generate` does it once for all its steps."""
         return self.wte.weight, None
 
     def logits(self, hidden, scorers):
-        """Scores whose softmax is the distribution of the next id: (…, C) -> (…, V)."""
+        """Scores of all ids, whose softmax is the distribution of the next: (…, C) -> (…, V)."""
         return F.linear(hidden, *scorers)
 
     def loss(self, hidden, targets):
@@ -164,12 +165,9 @@ class Vocabulary(nn.Module):
 
 
 def token_losses(hidden, scorers, targets):
-    """-ln p of each target, 0 where it is -1: hidden (N, C), targets (N,) -> (N,).
-
-    The logits are made for some positions at a time: on a CPU for so few that they fit its cache, which is
-    twice as fast; on a GPU for as many as keep it busy. Under autocast they are rounded to half precision,
-    the sums over them are not.
-    """
+    """-ln p of each target, 0 where it is -1: hidden (N, C), targets (N,) -> (N,)."""
+    # logits of so few positions at a time that they fit a CPU's cache, which is twice as fast, or of as many
+    # as keep a GPU busy
     chunk = 2048 if hidden.is_cuda else 128
     losses = []
     for x, y in zip(hidden.split(chunk), targets.split(chunk), strict=True):
@@ -190,9 +188,10 @@ class GPT(nn.Module):
         """tokens: (N,) int64, those to be trained on, which `noise` and `compact_vocab` learn from; tables:
         what token_tables() makes, for `compact_vocab`. Raises ValueError if what they need is not given."""
         super().__init__()
-        is_told = tokens is not None and (tables is not None or not config.compact_vocab)
-        if (config.noise or config.compact_vocab) and not is_told:
-            raise ValueError("noise needs tokens; compact_vocab needs tokens and tables")
+        if config.noise and tokens is None:
+            raise ValueError("noise needs tokens")
+        if config.compact_vocab and (tokens is None or tables is None):
+            raise ValueError("compact_vocab needs tokens and tables")
         self.config = config
         if config.compact_vocab:
             self.vocabulary = SmallVocabulary(config, tokens, tables)
@@ -211,8 +210,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(module.bias)
         # what a small corpus needs, and what is kept beside the weights
         self.noise = Noise(config, tokens) if config.noise else nn.Identity()
-        tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens
-        self.register_buffer("tokens", tokens, persistent=False)
+        self.tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens
         self.tables = tables
         self.notes = {}
 
@@ -244,11 +242,11 @@ class GPT(nn.Module):
         T = idx.shape[1]
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position = torch.arange(T, device=idx.device)
-        own, start = position[n_cached:], self.tweet_starts(idx)[:, n_cached:]
-        x = self.drop(self.vocabulary.embed(self.noise(idx[:, n_cached:])) + self.wpe(own - start))
-        mask = (position >= start[:, :, None]) & (position <= own[:, None])
-        return x, mask[:, None]  # the same for all heads
+        position, start = torch.arange(T, device=idx.device), self.tweet_starts(idx)
+        places = (position - start)[:, n_cached:]  # (B, T - n_cached)
+        x = self.drop(self.vocabulary.embed(self.noise(idx[:, n_cached:])) + self.wpe(places))
+        mask = (position >= start[:, :, None]) & (position <= position[:, None])  # (B, T, T)
+        return x, mask[:, None, n_cached:]  # the same for all heads
 
     def tweet_starts(self, idx):
         """Where the tweet of each token starts: (B, T) -> (B, T). Without separate_tweets the window is one
@@ -285,15 +283,16 @@ class GPT(nn.Module):
         """Continue each row of idx (B, T) by up to max_new_tokens: (B, T + new).
 
         Each token is drawn as `choose` says, never one of `banned`. A row ends with <|endoftext|>, but not
-        before min_new_tokens, and is filled up with it. Keys and values are kept, so each step computes one
-        token of each row; only block_size positions are learned, so older text is forgotten.
+        before min_new_tokens, and is filled up with it. Keys and values are kept in a cache, so each step
+        computes one token of each row. When block_size tokens are in it, the older half is forgotten.
         """
         (B, T), config, scorers = idx.shape, self.config, self.vocabulary.scorers()
         shape = (config.n_layer, 2, B, config.n_head, config.block_size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
         text = F.pad(idx, (0, max_new_tokens), value=END_OF_TEXT)
-        rows = torch.arange(B, device=idx.device)  # of text, those that are computed
-        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)  # which of these have ended
+        # the rows of text that are computed; these and what belongs to them shrink as texts end
+        rows = torch.arange(B, device=idx.device)
+        ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         window = max(T - config.block_size, 0)  # where the text that is read begins
         n_cached = 0  # how many of its tokens are in the cache
         for end in range(T, T + max_new_tokens):
@@ -320,7 +319,7 @@ class GPT(nn.Module):
         and lists and dictionaries of these."""
         saved = {
             "config": dataclasses.asdict(self.config),
-            "model": {name: tensor.float() for name, tensor in self.state_dict().items()},
+            "model": self.state_dict(),
             "tokens": self.tokens.to(torch.uint16),
             "tables": self.tables,
             "notes": notes,
@@ -355,8 +354,9 @@ class GPT(nn.Module):
         """A model with GPT-2's weights, in evaluation mode.
 
         name_or_path: what transformers takes: gpt2, gpt2-medium, gpt2-large, gpt2-xl, which are downloaded
-        once, or a folder. `changes` replace entries of the config: a smaller block_size, dropout,
-        separate_tweets. Raises UserError for a relative of GPT-2, which computes something else.
+        once, or a folder. tokens: as for GPT(). changes: of entries of the config, such as a smaller
+        block_size, dropout, separate_tweets. Raises UserError if there are no such weights, or not that many
+        positions, and for a relative of GPT-2, which computes something else.
         """
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
@@ -439,7 +439,7 @@ def choose_device(name):
 
 
 class Noise(nn.Module):
-    """In training, tokens that are read are replaced at random: the strongest regulariser that we found.
+    """In training, tokens that are read are replaced at random, so that none can be learned by heart.
 
     After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance grows
     with the share of distinct tokens among those that follow an id in the training tokens, so it is largest
@@ -527,8 +527,9 @@ def pieces_of(text):
 def rows_of_ids(counts, tables):
     """The row of each id in `wte`, (V,), and how many rows are shared; these come first.
 
-    An id seen twice or more has a row of its own. Others share one if they look alike and their words occur
-    about as often in other forms. counts: (V,) how often each id occurs in the training tokens.
+    An id seen twice or more has a row of its own. Others share one if they are alike in look (their letters,
+    and their rank in GPT-2's vocabulary) and their words occur about as often in other forms.
+    counts: (V,) how often each id occurs in the training tokens.
     """
     word = tables["word"].long()
     in_other_forms = torch.bincount(word, counts)[word] - counts
@@ -555,6 +556,7 @@ def log_shares(row_of, counts, share_of_once):
     of_once[n_never == 0] = 1.0
     of_once[n_once == 0] = 0.0
     share = torch.ones(len(counts))
+    # of rows without such ids, where these divide by 0, nothing is read
     share[once] = (of_once / n_once)[row_of[once]]
     share[never] = ((1 - of_once) / n_never)[row_of[never]]
     return share.log()
@@ -562,13 +564,13 @@ def log_shares(row_of, counts, share_of_once):
 
 class SmallVocabulary(nn.Module):
     """For a small corpus, in which most ids never occur: a row of `wte` for each id seen twice or more, and
-    shared rows for the rest, by look. It has Vocabulary's methods.
+    shared rows for the rest. It has Vocabulary's methods.
 
-    Ids seen once share a row with those never seen that look alike, and so teach where new tokens are likely,
-    and of which look. But training makes such a row only as likely as the former are. So outside of training
-    the scores of all shared rows are raised by a constant, the log of (N1 + 2 * N2) / N1, where N1 ids occur
-    once in the training tokens and N2 twice: in as much new text, those seen once will occur 2 * N2 times in
-    all, and those never seen N1 times (Good 1953, "The Population Frequencies of Species"; Turing's idea).
+    Ids seen once share a row with those never seen that are alike, and so teach where new tokens are likely,
+    and of which kind. Training makes all shared rows together as likely as the N1 ids seen once were. In as
+    much new text these N1 will occur 2 * N2 times, where N2 ids were seen twice, and those never seen N1
+    times (Good 1953, "The Population Frequencies of Species"; Turing's idea). So outside of training the
+    scores of shared rows are raised by the log of (N1 + 2 * N2) / N1.
     """
 
     def __init__(self, config, tokens, tables):

@@ -54,8 +54,8 @@ class Settings:
     separate_tweets: bool = setting(False, "hide earlier tweets from each tweet")
     cut: float = setting(0.0, "chance that training cuts a tweet in two before a token", low=0, high=1)
     noise: float = setting(0.0, "how strongly training replaces input tokens at random", low=0, high=1)
-    noise_fall: float = setting(0.0, "the last part of the run, over which noise falls to 0", low=0, high=1)
-    compact_vocab: bool = setting(False, "a vector for each token seen twice, shared ones for the others")
+    noise_fall: float = setting(0.0, "the last fraction of the run, in which noise falls to 0", low=0, high=1)
+    compact_vocab: bool = setting(False, "a vector for each token seen twice or more, shared ones for others")
     spelling: int = setting(0, "vectors for groups of letters, at most 32,767; 0 for none", low=0, high=32767)
 
     batch_size: int = setting(32, "windows per batch, over all processes", low=1, group="training")
@@ -69,7 +69,7 @@ class Settings:
     beta2: float = setting(0.99, "AdamW's decay rate for squared gradients", low=0, high=0.9999)
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0 for no limit", low=0)
 
-    eval_interval: int = setting(0, "iterations between evaluations; 0 for 12 in all", low=0, group="reports")
+    eval_interval: int = setting(0, "iterations per evaluation; 0: about 12 in all", low=0, group="reports")
     patience: int = setting(0, "stop after so many evaluations without a better one; 0 for never", low=0)
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, …", group="the machine")
@@ -113,20 +113,17 @@ def main(settings):
     signals = catch_signals() if world_size == 1 else []  # torchrun stops all processes by itself
     # only the first process shows a bar, and only on a terminal, which None asks for
     bar = tqdm(total=run.max_iters, initial=run.iteration, disable=True if rank else None)
-    began = time.perf_counter() - run.seconds  # so that seconds count on where a run is resumed
     while True:
         if is_due(run):
-            evaluate_and_save(run, val_data, val_bytes, began, rank, bar)
-            began = time.perf_counter()
+            evaluate_and_save(run, val_data, val_bytes, rank, bar)
         if signals or is_over(run):
             break
         train_step(run, model, train_data, rank, world_size)
         bar.update()
-    run.seconds = time.perf_counter() - began
     bar.close()
     if dist.is_initialized():
         dist.destroy_process_group()
-    if signals:
+    if signals and not is_over(run):
         stop(run, signals[0])
     best, out_dir = best_of(run.history), settings.out_dir
     loss = f"{best['val_loss']:.4f} nats per token, {best['bits_per_byte']:.4f} bits per byte"
@@ -134,26 +131,24 @@ def main(settings):
     print(f"next: {command('sample.py', f'--out_dir={out_dir}')}")
 
 
-def evaluate_and_save(run, val_data, val_bytes, began, rank, bar):
-    """Add a row to the history; the first process saves the run, then prints: a printed line is a saved run.
-
-    began: when, by time.perf_counter(), the training since the last evaluation began.
-    """
+def evaluate_and_save(run, val_data, val_bytes, rank, bar):
+    """Add a row to the history; the first process saves the run, then prints it: what is printed is saved."""
     # each process trained on its share; all evaluate all of val, and must agree on when to stop
     train_loss = mean_over_processes(run.loss_sum.item() / run.n_new if run.n_new else math.nan)
-    run.seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - run.began
     val_loss = mean_over_processes(evaluate(run.model, val_data))
     bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / val_bytes
-    record(run, train_loss, val_loss, bits_per_byte, time.perf_counter() - began)
+    record(run, train_loss, val_loss, bits_per_byte, seconds)
     if rank == 0:
         if run.iteration:
             save(run)
         bar.write(report(run))
         bar.write(f"    it writes: {some_tweet(run.model, run.iteration)}")
+    run.began = time.perf_counter()
 
 
 def stop(run, number):
-    """Save what a signal of this number interrupted, tell how to go on, and exit as the signal asks."""
+    """Save the run that a signal interrupted, tell how to go on, and exit with status 128 + its number."""
     if run.iteration:
         save(run)
         words = [word for word in sys.argv if word != "--init_from=resume"]
@@ -232,9 +227,9 @@ class Run:
         # the final weights find likelier
         self.early = None
         self.is_saved = False  # whether out_dir holds this run; before, it may hold an earlier one
-        # of the steps since the last evaluation: their number, their seconds, and the sum of their train
+        # of the steps since the last evaluation: when they began, their number, and the sum of their train
         # losses, a tensor, because a GPU stalls when a number is read from it
-        self.n_new, self.seconds, self.loss_sum = 0, 0.0, torch.zeros((), device=device)
+        self.began, self.n_new, self.loss_sum = time.perf_counter(), 0, torch.zeros((), device=device)
 
 
 def make_model(settings, train_data):
@@ -284,7 +279,8 @@ def resume(settings, train_data, device):
     if run.iteration > run.max_iters:
         why = f"{run.iteration:,} iterations are done, of {run.max_iters:,}"
         raise UserError(f"{refusal} {why}; raise max_iters or epochs")
-    run.n_new, run.seconds = run.iteration - run.history[-1]["iter"], saved["seconds"]
+    run.began -= saved["seconds"]  # so that seconds count on
+    run.n_new = run.iteration - run.history[-1]["iter"]
     run.loss_sum += saved["loss_sum"].to(device)
     for optimizer, state in zip(run.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)
@@ -312,9 +308,13 @@ def is_over(run):
 
 
 def record(run, train_loss, val_loss, bits_per_byte, seconds):
-    """Add a row to the history, so many seconds after the last; UserError if the loss is no number."""
+    """Add a row to the history, and begin to count anew; UserError if the loss is no number.
+
+    seconds: those that the steps since the last row took.
+    """
     if not math.isfinite(val_loss):
         raise UserError(f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate")
+    earlier = run.history[-1]["elapsed_seconds"] if run.history else 0.0
     row = {
         "iter": run.iteration,
         "epoch": run.iteration / run.iters_per_epoch,
@@ -322,23 +322,26 @@ def record(run, train_loss, val_loss, bits_per_byte, seconds):
         "val_loss": val_loss,
         "bits_per_byte": bits_per_byte,
         "lr": learning_rate_at(run.iteration, run.max_iters, run.settings),
-        "tokens_per_second": run.n_new * run.tokens_per_iter / max(run.seconds, 1e-9),
-        "elapsed_seconds": (run.history[-1]["elapsed_seconds"] if run.history else 0.0) + seconds,
+        "tokens_per_second": run.n_new * run.tokens_per_iter / max(seconds, 1e-9),
+        # of training and evaluating, without the saving
+        "elapsed_seconds": earlier + time.perf_counter() - run.began,
     }
     run.history.append(row)
-    run.n_new, run.seconds = 0, 0.0
+    run.began, run.n_new = time.perf_counter(), 0
     run.loss_sum.zero_()
 
 
 def report(run):
     """The last row, for people."""
-    row, n_left = run.history[-1], (run.max_iters - run.iteration) * run.tokens_per_iter
+    row, tokens_left = run.history[-1], (run.max_iters - run.iteration) * run.tokens_per_iter
     text = f"iter {row['iter']:5,}  epoch {row['epoch']:4.1f}"
     text += f"  train {row['train_loss']:.4f}" if row["iter"] else "  train   -   "
     text += f"  val {row['val_loss']:.4f} nats  {row['bits_per_byte']:.4f} bits/byte  lr {row['lr']:.1e}"
     if speed := row["tokens_per_second"]:
-        text += f"  {speed:6,.0f} tokens/s  {tqdm.format_interval(n_left / speed)} left"
-    return text + "  *best" * (row is best_of(run.history) and row["iter"] > 0)
+        text += f"  {speed:6,.0f} tokens/s  {tqdm.format_interval(tokens_left / speed)} left"
+    if row is best_of(run.history) and row["iter"] > 0:
+        text += "  *best"
+    return text
 
 
 # --- training and evaluating ----------------------------------------------------------------------
@@ -423,8 +426,10 @@ def set_noise(run):
 
 
 def train_step(run, model, data, rank=0, world_size=1):
-    """One iteration: the gradient of one global batch, clipped, and a step of each optimizer. `model` is
-    run.model, or what compiles it or shares it among processes."""
+    """One iteration: the gradient of one global batch, clipped, and a step of each optimizer.
+
+    model: run.model, or what compiles it or shares it among processes.
+    """
     model.train()
     settings, scaler, n_batches = run.settings, run.scaler, run.settings.gradient_accumulation_steps
     # dropout and noise are reseeded at each step, so a resumed run needs no random state
@@ -476,7 +481,8 @@ def evaluate(model, data, batch_size=32):
     tokens = as_tensor(data).to(model.wpe.weight.device)
     # padded, so that the last window is whole; then (windows, block_size)
     idx = F.pad(tokens[:-1], (0, block_size)).unfold(0, block_size, stride)
-    targets = F.pad(tokens[1:], (0, block_size), value=-1).unfold(0, block_size, stride).clone()
+    targets = F.pad(tokens[1:], (0, block_size), value=-1).unfold(0, block_size, stride)
+    targets = targets.clone()  # unfold's windows share their memory where they overlap
     targets[1:, :-stride] = -1  # the window before scores them
     total = 0.0
     for x, y in zip(idx.split(batch_size), targets.split(batch_size), strict=True):
@@ -517,7 +523,7 @@ def save(run):
         settings=dataclasses.asdict(run.settings),
         iteration=run.iteration,
         history=run.history,
-        seconds=run.seconds,
+        seconds=time.perf_counter() - run.began,
         loss_sum=run.loss_sum,
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict(),
@@ -558,6 +564,7 @@ def plot_losses(history, path):
     best = best_of(history)
     label = f"best: {best['val_loss']:.3f}, {best['bits_per_byte']:.3f} bits per byte"
     axes.plot(best["iter"], best["val_loss"], "o", color="tab:red", label=label)
+    # clipped, because matplotlib also tries losses and perplexities that cannot be
     perplexity = (lambda x: np.exp(np.clip(x, -50, 50)), lambda x: np.log(np.maximum(x, 1e-22)))
     axes.secondary_yaxis("right", functions=perplexity).set_ylabel("perplexity")
     axes.grid(alpha=0.3)
