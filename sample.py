@@ -11,6 +11,7 @@ Prints the tweets, on a terminal each with its novelty, and adds them to out/sam
 """
 
 import copy
+import dataclasses
 import functools
 import os
 import pathlib
@@ -20,7 +21,15 @@ import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 
-from config import UserError, errors_in_one_line, load_settings, printable, setting, written_whole
+from config import (
+    UserError,
+    errors_in_one_line,
+    load_settings,
+    printable,
+    quoted,
+    setting,
+    written_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Settings:
 
 if __name__ == "__main__":  # here, so that mistakes are told before the slow import of torch
     TYPED = load_settings(Settings, sys.argv[1:])
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in train.py, for a busy machine
 
 import torch
 
@@ -63,8 +72,8 @@ from prepare import (
     vocabulary_files,
 )
 
-BATCH = 25  # tweets drawn at a time, so that memory does not grow with their number
-MAX_FRUITLESS = 60  # rounds without a tweet that can be taken
+BATCH = 25  # tweets drawn at a time, however many are asked for, because each draw takes memory
+MAX_FRUITLESS = 60  # rounds in a row without a tweet that can be taken
 MAX_DRAWN = 40  # tokens in a picture of the attention
 RECENT = 20  # tweets, none of whose phrases is said again
 CUT_OFF = 3926  # " …", which prepare.py leaves where the source cut a tweet off: no way to end one
@@ -117,7 +126,8 @@ def measured(tweet, known):
 
 
 def prompts(settings):
-    """Yield the prompt, or with `interactive` one for each line typed, of which a mistake is only told."""
+    """Yield the prompt, or with `interactive` one for each line typed; a mistake in a line is told, and the
+    next is read."""
     if not settings.interactive:
         yield read_prompt(settings.start)
         return
@@ -158,26 +168,24 @@ def read_prompt(start):
 def write(model, early, tokenizer, known, prompt, settings, generator):
     """Yield num_samples tweets, each the best of its candidates that can be taken.
 
-    Where none can, others are drawn; when that goes on, half characters are left out and the temperature
-    rises a little with each round, so that every prompt is continued unless a limit of the user's forbids it,
-    which is then told.
+    Draws are repeated until there are enough. Once a round brings no tweet, half characters are left out,
+    and after some such rounds the temperature rises a little with each. So every prompt is continued, unless
+    a limit of the user's forbids it, which is then told.
     """
     prompt_ids, block_size = encode(tokenizer, prompt), model.config.block_size
     if len(prompt_ids) > block_size:
         told = f"the prompt has {len(prompt_ids)} tokens; the model reads only the last {block_size}"
         print(f"{told} (block_size)", file=sys.stderr)
     most_fruitless = 2 if settings.temperature == 0 else MAX_FRUITLESS  # at 0 all later rounds are the same
-    written, fruitless = [], 0
-    while len(written) < settings.num_samples:
-        missing = settings.num_samples - len(written)
+    written, fruitless = [], 0  # the tweets; how many rounds in a row have brought none
+    while (missing := settings.num_samples - len(written)) > 0:
         if fruitless == most_fruitless:
             told = f"gave up on {missing} of {settings.num_samples} tweets: {limits(settings)}"
             print(told, file=sys.stderr)
             return
         temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
         banned = [CUT_OFF, *(half_characters() if fruitless else [])]
-        fruitless += 1  # unless a tweet is taken below
-        n = min(missing, BATCH)
+        n, n_before = min(missing, BATCH), len(written)
         for candidates in draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
             for ids in candidates:
                 tweet = tokenizer.decode([*prompt_ids, *ids]).strip()
@@ -187,9 +195,9 @@ def write(model, early, tokenizer, known, prompt, settings, generator):
                     and known.novelty(tweet) >= settings.min_novelty
                 ):
                     written.append(tweet)
-                    fruitless = 0
                     yield tweet
                     break
+        fruitless = 0 if len(written) > n_before else fruitless + 1
 
 
 def draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
@@ -201,11 +209,11 @@ def draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
         idx, settings.max_new_tokens, temperature, settings.top_k, settings.top_p, settings.min_p,
         banned=banned, min_new_tokens=1, generator=generator,
     )  # fmt: skip
-    gains = gain(model, early, rows, len(prompt_ids)) if is_choice else torch.zeros(n)
-    best_first = gains.view(n, n_candidates).argsort(descending=True, stable=True)
-    new = rows[:, idx.shape[1] :].view(n, n_candidates, -1)
-    for candidates, order in zip(new, best_first, strict=True):
-        yield [without_end(ids) for ids in candidates[order].tolist()]
+    new = [without_end(ids) for ids in rows[:, idx.shape[1] :].tolist()]
+    gains = gain(model, early, rows, len(prompt_ids)).tolist() if is_choice else [0.0] * n
+    for first in range(0, n * n_candidates, n_candidates):
+        of_one = range(first, first + n_candidates)
+        yield [new[i] for i in sorted(of_one, key=gains.__getitem__, reverse=True)]
 
 
 def without_end(ids):
@@ -230,12 +238,16 @@ def gain(model, early, rows, n_prompt):
 
     In nats per token. What both find likely is only frequent; what the model came to find likely when it no
     longer read through noise hangs together. After Li et al. 2023, "Contrastive Decoding", who choose single
-    tokens so, with a large network and a small one. Rows begin with <|endoftext|> and n_prompt tokens.
+    tokens so, with a large network and a small one.
+
+    rows: <|endoftext|>, n_prompt tokens, the new ones, and <|endoftext|> as often as fills the row up. Of
+    rows longer than a window half a window of the prompt is read, and as many new tokens are judged.
     """
-    first = max(0, n_prompt + 1 - model.config.block_size // 2)  # the window holds the end of a long prompt
+    first = max(0, n_prompt + 1 - model.config.block_size // 2)
     seen = rows[:, first : first + model.config.block_size + 1]
     idx, targets = seen[:, :-1], seen[:, 1:]
-    # what is scored: the new tokens and the end of the tweet, but not what fills the row up behind it
+    # position p predicts token p + 1: the first new token at n_prompt, the others and the first end behind
+    # them; after an end there is only what fills up
     position = torch.arange(first, first + idx.shape[1], device=rows.device)
     is_scored = (position == n_prompt) | ((position > n_prompt) & (idx != END_OF_TEXT))
     gained = nats(early, idx, targets) - nats(model, idx, targets)
@@ -258,23 +270,25 @@ def is_said_anew(tweet, prompt, written):
     """Whether a tweet adds something to the prompt, in whole characters, and shares no three words in a row
     with what one of the last tweets `written` added."""
     added = tweet.removeprefix(prompt)
+    if tweet in [prompt, *written] or "\ufffd" in added:
+        return False
     said = set().union(*(phrases(earlier.removeprefix(prompt)) for earlier in written[-RECENT:]))
-    is_new = tweet not in [prompt, *written] and not phrases(added) & said
-    return is_new and "\ufffd" not in added
+    return not phrases(added) & said
 
 
 def phrases(text):
-    """All runs of three words of a text, or its words, if they are fewer."""
+    """All runs of three words of a text, or the one run of all its words, if they are fewer. A word ends at
+    a space or sign, also where a language has no spaces: three of its characters are no phrase."""
     said = re.findall(r"\w+(?:['’]\w+)?", text.casefold())
     return {tuple(said[at : at + 3]) for at in range(max(1, len(said) - 2))} if said else set()
 
 
 def limits(settings):
-    """What the user may change where too few tweets can be taken: the settings that leave less to draw."""
+    """What the user may change where too few tweets can be taken: the limits that they have set."""
     names = ("temperature", "min_p", "top_k", "top_p", "max_new_tokens", "min_novelty")
     changed = [name for name in names if getattr(settings, name) != getattr(Settings, name)]
     given = " ".join(f"--{name}={getattr(settings, name)}" for name in changed)
-    return f"with {given} too few others are to be had" if given else "the model knows no others"
+    return f"with {given} no others were found" if given else "the model knows no others"
 
 
 class TrainingTweets:
@@ -284,6 +298,7 @@ class TrainingTweets:
         """ids: (N,) all of them, each after an <|endoftext|>; none for GPT-2 itself."""
         self.doubled = set(ids[1:][ids[1:] == ids[:-1]].tolist())  # tokens that are said twice in a row
         self.tweets = tokenizer.decode(ids.tolist()).split("<|endoftext|>") if len(ids) else []
+        # their words, a line for each tweet, with a space on both sides of each word
         self.words = "\n".join(f" {' '.join(words(tweet))} " for tweet in self.tweets)
 
     def novelty(self, tweet):
@@ -311,10 +326,13 @@ def words(text):
 
 def save(lines, prompt, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
-    drawn = ("temperature", "min_p", "top_k", "top_p", "seed")
-    how = ("init_from", "num_samples", "candidates", "max_new_tokens", "min_novelty", *drawn)
-    flags = " ".join(f"--{name}={getattr(settings, name)}" for name in how)
-    header = f"# a model's parody, nobody's words: --start={prompt!r} {flags}"
+    names = (
+        "start", "init_from", "num_samples", "candidates", "max_new_tokens", "min_novelty",
+        "temperature", "min_p", "top_k", "top_p", "seed",
+    )  # fmt: skip
+    values = dataclasses.asdict(settings) | {"start": prompt}
+    flags = quoted(f"--{name}={values[name]}" for name in names)
+    header = f"# a model's parody, nobody's words: {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write("\n".join([header, *lines, "", ""]))
@@ -373,6 +391,7 @@ def export(model, folder, settings):
         raise UserError(f"export: a GPT-2 has no compact vocabulary; {fix}")
     if folder.exists():
         raise UserError(f"export: {folder} already exists; name a new folder")
+    prompt = f"<|endoftext|> {read_prompt(settings.start)}".rstrip()  # as prepare.py encodes it
     try:
         from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
     except ImportError:
@@ -385,10 +404,12 @@ def export(model, folder, settings):
     weights = theirs.transformer.state_dict()
     for name, parameter in model.gpt2_parameters():
         weights[name].copy_(parameter)
-    drawing = {name: getattr(settings, name) for name in ("temperature", "min_p", "top_k", "top_p")}
+    drawing = {"do_sample": False}
+    if settings.temperature:
+        drawing = {name: getattr(settings, name) for name in ("temperature", "min_p", "top_k", "top_p")}
+        drawing["do_sample"] = True
     theirs.generation_config = GenerationConfig(
-        **({"do_sample": True} | drawing if settings.temperature else {"do_sample": False}),
-        suppress_tokens=[CUT_OFF], min_new_tokens=1, max_length=config.block_size,
+        **drawing, suppress_tokens=[CUT_OFF], min_new_tokens=1, max_length=config.block_size,
         eos_token_id=END_OF_TEXT, pad_token_id=END_OF_TEXT,
     )  # fmt: skip
     merges, vocabulary = files
@@ -399,7 +420,6 @@ def export(model, folder, settings):
         theirs.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         beside.replace(folder)
-    prompt = f"<|endoftext|> {read_prompt(settings.start)}".rstrip()  # as prepare.py encodes it
     print(f"wrote {folder}; in Python: transformers.pipeline('text-generation', {str(folder)!r})({prompt!r})")
 
 

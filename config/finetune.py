@@ -2,9 +2,8 @@
 #
 #     python train.py config/finetune.py
 #
-# With 124 million parameters: 12 minutes and 4.3 GB of memory on one core of an AMD EPYC with bfloat16,
-# measured with random weights of this size. What it writes is untried, for want of GPT-2's weights, and so
-# is a GPU.
+# 124 million parameters: 12 minutes and 4.3 GB of memory on one core of an AMD EPYC with bfloat16, measured
+# with random weights of this size. Not tried with GPT-2's own weights, nor on a GPU.
 init_from = "gpt2"  # or gpt2-medium, gpt2-large, gpt2-xl, or a folder with such weights
 block_size = 64  # of GPT-2's 1,024: tweets are short
 separate_tweets = True

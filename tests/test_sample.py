@@ -285,7 +285,7 @@ def test_no_tweet_is_printed_twice_and_what_cannot_be_found_is_given_up(command,
     assert "min_novelty" in done.err and not (parrot / "samples.txt").read_text().count("min_novelty=0.5")
     done = command(*words, "--start=The quick", "--temperature=0")
     assert (done.code, done.out) == (0, f"{BY_HEART[0]}\n")
-    assert "gave up on 4 of 5 tweets: with --temperature=0.0 too few" in done.err
+    assert "gave up on 4 of 5 tweets: with --temperature=0.0 no others" in done.err
     done = command(*words, "--min_novelty=0.5", "--start=So", "--temperature=3", "--min_p=0", out=Terminal())
     shares = [int(line.split("%")[0]) for line in done.out.splitlines()]
     assert len(shares) == 5 and min(shares) >= 50
