@@ -34,19 +34,24 @@ class UserError(Exception):
     """A mistake that the user can mend. The text names the thing, the place and the fix."""
 
 
+# --- settings -------------------------------------------------------------------------------------
+
+
 def setting(default, help, *, low=-math.inf, high=math.inf, choices=None, group=None, beats=None):
     """A field of a script's Settings: its default, its line of --help, and the values that it allows.
 
     Its type is that of the default; a tuple holds texts, one for each time that its flag is given. `low` and
-    `high` are allowed themselves. `group` opens a section of --help. `beats` names another setting: to give
-    this one drops the value that an earlier preset gave to that.
+    `high` are allowed themselves. `group` opens a section of --help. `beats` names another setting, which a
+    preset may hold and this one replaces: train.py heeds max_iters before epochs, so without it --epochs=3
+    after a preset with max_iters would do nothing.
     """
     about = {"help": help, "low": low, "high": high, "choices": choices, "group": group, "beats": beats}
     return dataclasses.field(default=default, metadata=about)
 
 
 def load_settings(cls, argv, rest=None):
-    """Make a `cls` of the words of a command. The setting `rest`, a tuple, takes those that stand alone.
+    """A `cls` with the values that the words of a command give. `rest` names the setting, a tuple, that takes
+    words without a name.
 
     A mistake ends the program with one line on stderr, and --help ends it with the list of the settings.
     """
@@ -75,7 +80,7 @@ def help_text(cls):
 def read_words(argv, fields, rest):
     """Two dicts {name: value}: what the presets in `argv` set, and what its other words set."""
     preset, flags, others = {}, {}, ()
-    words = iter(argv)
+    words = iter(argv)  # read_flag takes the value of `--seed 7` from it
     for word in words:
         if word.startswith("--"):
             name, value = read_flag(word, words, fields)
@@ -135,8 +140,7 @@ def assignment(statement):
 
 
 def overruled(values, others, fields):
-    """`values` with `others` in their place, and without what these beat: --epochs=3 after a preset with
-    max_iters, which train.py heeds first, would do nothing."""
+    """`values` with `others` in their place, and without what these beat."""
     beaten = {fields[name].metadata["beats"] for name in others}
     return {name: value for name, value in values.items() if name not in beaten} | others
 
@@ -153,7 +157,8 @@ def find_field(name, fields):
 def checked(value, field):
     """A flag's text, or the value in a preset, as the type of its setting and within its limits."""
     name, kind, about = field.name, type(field.default), field.metadata
-    with contextlib.suppress(KeyError, ValueError, OverflowError):  # what is of another type is refused below
+    # what is no word for a boolean, no number or too large a number keeps its type, and is refused below
+    with contextlib.suppress(KeyError, ValueError, OverflowError):
         if kind is bool and isinstance(value, str):
             value = BOOLEANS[value.lower()]
         elif (type(value), kind) in CONVERSIONS:
@@ -167,12 +172,16 @@ def checked(value, field):
     return value
 
 
+# --- how a script ends, what it writes and prints -------------------------------------------------
+
+
 @contextlib.contextmanager
 def errors_in_one_line():
     """End the program without a traceback: for a UserError or an error of the file system with the line
-    `script.py: error: …` and exit status 2, for Ctrl-C with `stopped` and status 130."""
+    `script.py: error: …` and exit status 2, for Ctrl-C with `stopped` and status 130, and when nobody reads
+    what it prints any more with status 1. What a terminal cannot show is printed as its code."""
     if hasattr(sys.stdout, "reconfigure"):
-        # a terminal without emoji is no error; a pipe that nobody reads is told at once, not at exit
+        # line by line, so that a pipe that nobody reads is noticed at once, not at exit
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     on_ctrl_c(signal.default_int_handler)  # raises KeyboardInterrupt
     try:
@@ -227,7 +236,7 @@ quoted = subprocess.list2cmdline if os.name == "nt" else shlex.join  # words as 
 
 
 def command(*words):
-    """A line to paste that runs Python with `words`, of which the .py files are beside the running script."""
+    """A line to paste that runs Python with `words`; .py files are those beside the script that runs now."""
     here = os.path.dirname(sys.argv[0])
     words = [os.path.join(here, word) if word.endswith(".py") else word for word in words]
     return quoted([sys.orig_argv[0], *words])
