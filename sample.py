@@ -88,23 +88,21 @@ def main(settings):
     if settings.export:
         export(model, pathlib.Path(settings.export), settings)
         return
-    early, tokenizer = early_network(model), load_tokenizer()
-    known = TrainingTweets(tokenizer, model.tokens)
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    n_written = 0
+    writer, n_written = Writer(model, settings), 0
     for prompt in prompts(settings):
         tweets = []
         try:
-            for tweet in write(model, early, tokenizer, known, prompt, settings, generator):
+            for tweet in writer.write(prompt):
                 tweets.append(tweet)
-                show(tweet, known)
+                show(tweet, writer.known)
         finally:  # what was written is kept, also when the user has seen enough
             if tweets:
-                save([measured(tweet, known) for tweet in tweets], prompt, settings, out_dir / "samples.txt")
+                lines = [measured(tweet, writer.known) for tweet in tweets]
+                save(lines, prompt, settings, out_dir / "samples.txt")
         n_written += len(tweets)
         if tweets and settings.attention:
-            ids = [END_OF_TEXT, *encode(tokenizer, prompt or tweets[-1])]
-            plot_attention(model, tokenizer, ids, out_dir / "attention.png")
+            ids = [END_OF_TEXT, *encode(writer.tokenizer, prompt or tweets[-1])]
+            plot_attention(model, writer.tokenizer, ids, out_dir / "attention.png")
             print(f"wrote {out_dir}/attention.png", file=sys.stderr)
     if not n_written:
         raise SystemExit(1)
@@ -159,61 +157,80 @@ def read_prompt(start):
 
 
 # --- writing --------------------------------------------------------------------------------------
-#
-# best.pt may hold two networks: the final one, and the one from before its noise fell. Then the early one
-# draws several candidates, and that is written whose likelihood rises most from the early to the final one.
-# Else, and with --candidates=1, each tweet is one draw of the final network.
 
 
-def write(model, early, tokenizer, known, prompt, settings, generator):
-    """Yield num_samples tweets, each the best of its candidates that can be taken.
+class Writer:
+    """Writes tweets with a model, as the settings say.
 
-    Draws are repeated until there are enough. Once a round brings no tweet, half characters are left out,
-    and after some such rounds the temperature rises a little with each. So every prompt is continued, unless
-    a limit of the user's forbids it, which is then told.
+    best.pt may hold two networks: the final one, and the one from before its noise fell. Then the early one
+    draws several candidates for each tweet, and the one whose likelihood rises most from the early to the
+    final network is written. Else, and with --candidates=1, a tweet is one draw of the final network.
     """
-    prompt_ids, block_size = encode(tokenizer, prompt), model.config.block_size
-    if len(prompt_ids) > block_size:
-        told = f"the prompt has {len(prompt_ids)} tokens; the model reads only the last {block_size}"
-        print(f"{told} (block_size)", file=sys.stderr)
-    most_fruitless = 2 if settings.temperature == 0 else MAX_FRUITLESS  # at 0 all later rounds are the same
-    written, fruitless = [], 0  # the tweets; how many rounds in a row have brought none
-    while (missing := settings.num_samples - len(written)) > 0:
-        if fruitless == most_fruitless:
-            told = f"gave up on {missing} of {settings.num_samples} tweets: {limits(settings)}"
-            print(told, file=sys.stderr)
-            return
-        temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
-        banned = [CUT_OFF, *(half_characters() if fruitless else [])]
-        n, n_before = min(missing, BATCH), len(written)
-        for candidates in draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
-            for ids in candidates:
-                tweet = tokenizer.decode([*prompt_ids, *ids]).strip()
-                if (
-                    is_said_anew(tweet, prompt, written)
-                    and not known.stutters([*prompt_ids[-1:], *ids])
-                    and known.novelty(tweet) >= settings.min_novelty
-                ):
+
+    def __init__(self, model, settings):
+        self.model, self.settings = model, settings
+        self.early = early_network(model)
+        self.tokenizer = load_tokenizer()
+        self.known = TrainingTweets(self.tokenizer, model.tokens)
+        self.generator = torch.Generator(model.wpe.weight.device).manual_seed(settings.seed)
+
+    def write(self, prompt):
+        """Yield num_samples tweets that begin with `prompt`.
+
+        Draws are repeated until there are enough. Once a round brings no tweet, half characters are left out,
+        and after three such rounds the temperature rises with each. So every prompt is continued, unless a
+        limit of the user's forbids it; after MAX_FRUITLESS rounds that limit is told.
+        """
+        settings, block_size = self.settings, self.model.config.block_size
+        prompt_ids = encode(self.tokenizer, prompt)
+        if len(prompt_ids) > block_size:
+            told = f"the prompt has {len(prompt_ids)} tokens; the model reads only the last {block_size}"
+            print(f"{told} (block_size)", file=sys.stderr)
+        most_fruitless = 2 if settings.temperature == 0 else MAX_FRUITLESS  # at 0 later rounds are the same
+        written, fruitless = [], 0  # the tweets; how many rounds in a row have brought none
+        while (missing := settings.num_samples - len(written)) > 0:
+            if fruitless == most_fruitless:
+                told = f"gave up on {missing} of {settings.num_samples} tweets: {limits(settings)}"
+                print(told, file=sys.stderr)
+                return
+            temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
+            banned = [CUT_OFF, *(half_characters() if fruitless else [])]
+            n_before = len(written)
+            for candidates in self.draw(prompt_ids, min(missing, BATCH), temperature, banned):
+                tweet = self.first_good(candidates, prompt_ids, prompt, written)
+                if tweet:
                     written.append(tweet)
                     yield tweet
-                    break
-        fruitless = 0 if len(written) > n_before else fruitless + 1
+            fruitless = 0 if len(written) > n_before else fruitless + 1
 
+    def draw(self, prompt_ids, n, temperature, banned):
+        """n lists of candidates, the best first; each is the ids that continue the prompt."""
+        settings, generator = self.settings, self.generator
+        is_choice = self.early is not None and settings.candidates > 1 and temperature > 0
+        drawer, n_candidates = (self.early, settings.candidates) if is_choice else (self.model, 1)
+        idx = torch.tensor([[END_OF_TEXT, *prompt_ids]] * (n * n_candidates), device=generator.device)
+        rows = drawer.generate(
+            idx, settings.max_new_tokens, temperature, settings.top_k, settings.top_p, settings.min_p,
+            banned=banned, min_new_tokens=1, generator=generator,
+        )  # fmt: skip
+        new = [without_end(ids) for ids in rows[:, idx.shape[1] :].tolist()]
+        if not is_choice:
+            return [[ids] for ids in new]
+        gains = gain(self.model, self.early, rows, len(prompt_ids)).view(n, n_candidates)
+        best_first = gains.argsort(descending=True, stable=True).tolist()
+        return [[new[n_candidates * i + j] for j in order] for i, order in enumerate(best_first)]
 
-def draw(model, early, prompt_ids, n, temperature, banned, settings, generator):
-    """Yield n lists of candidates, the best first; each is the ids that continue the prompt."""
-    is_choice = early is not None and settings.candidates > 1 and temperature > 0
-    drawer, n_candidates = (early, settings.candidates) if is_choice else (model, 1)
-    idx = torch.tensor([[END_OF_TEXT, *prompt_ids]], device=generator.device).expand(n * n_candidates, -1)
-    rows = drawer.generate(
-        idx, settings.max_new_tokens, temperature, settings.top_k, settings.top_p, settings.min_p,
-        banned=banned, min_new_tokens=1, generator=generator,
-    )  # fmt: skip
-    new = [without_end(ids) for ids in rows[:, idx.shape[1] :].tolist()]
-    gains = gain(model, early, rows, len(prompt_ids)).tolist() if is_choice else [0.0] * n
-    for first in range(0, n * n_candidates, n_candidates):
-        of_one = range(first, first + n_candidates)
-        yield [new[i] for i in sorted(of_one, key=gains.__getitem__, reverse=True)]
+    def first_good(self, candidates, prompt_ids, prompt, written):
+        """The tweet of the first candidate that can be taken, or None."""
+        for ids in candidates:
+            tweet = self.tokenizer.decode([*prompt_ids, *ids]).strip()
+            if (
+                is_said_anew(tweet, prompt, written)
+                and not self.known.stutters([*prompt_ids[-1:], *ids])
+                and self.known.novelty(tweet) >= self.settings.min_novelty
+            ):
+                return tweet
+        return None
 
 
 def without_end(ids):
@@ -236,20 +253,20 @@ def early_network(model):
 def gain(model, early, rows, n_prompt):
     """How much likelier the model finds each row's new tokens than `early`, which drew them: (N, T) -> (N,).
 
-    In nats per token. What both find likely is only frequent; what the model came to find likely when it no
-    longer read through noise hangs together. After Li et al. 2023, "Contrastive Decoding", who choose single
-    tokens so, with a large network and a small one.
+    In nats per token. What both find likely is merely common; what only the final network prefers, which no
+    longer reads through noise, hangs together. After Li et al. 2023, "Contrastive Decoding", who choose
+    single tokens so, with a large network and a small one.
 
     rows: <|endoftext|>, n_prompt tokens, the new ones, and <|endoftext|> as often as fills the row up. Of
-    rows longer than a window half a window of the prompt is read, and as many new tokens are judged.
+    rows longer than a window the beginning is left out, up to half a window before the new tokens.
     """
-    first = max(0, n_prompt + 1 - model.config.block_size // 2)
-    seen = rows[:, first : first + model.config.block_size + 1]
-    idx, targets = seen[:, :-1], seen[:, 1:]
-    # position p predicts token p + 1: the first new token at n_prompt, the others and the first end behind
-    # them; after an end there is only what fills up
-    position = torch.arange(first, first + idx.shape[1], device=rows.device)
-    is_scored = (position == n_prompt) | ((position > n_prompt) & (idx != END_OF_TEXT))
+    size = model.config.block_size
+    first = max(0, min(n_prompt + 1 - size // 2, rows.shape[1] - 1 - size))
+    idx, targets = rows[:, first : first + size], rows[:, first + 1 : first + size + 1]
+    idx = idx[:, : targets.shape[1]]  # nothing follows a row's last token
+    at = torch.arange(first + 1, first + 1 + targets.shape[1], device=rows.device)  # a target's place in rows
+    is_filler = (idx == END_OF_TEXT) & (at > n_prompt + 1)  # what follows an end
+    is_scored = (at > n_prompt) & ~is_filler
     gained = nats(early, idx, targets) - nats(model, idx, targets)
     return (gained * is_scored).sum(1) / is_scored.sum(1)
 
@@ -267,8 +284,8 @@ def half_characters():
 
 
 def is_said_anew(tweet, prompt, written):
-    """Whether a tweet adds something to the prompt, in whole characters, and shares no three words in a row
-    with what one of the last tweets `written` added."""
+    """Whether a tweet adds something to the prompt, in whole characters, and shares no phrase with what one
+    of the last tweets `written` added."""
     added = tweet.removeprefix(prompt)
     if tweet in [prompt, *written] or "\ufffd" in added:
         return False
@@ -276,11 +293,21 @@ def is_said_anew(tweet, prompt, written):
     return not phrases(added) & said
 
 
+SIGNS = r"\u0900-\u0eff"  # with the vowel signs of India's, Thailand's and other scripts, no \w to Python
+NO_SPACES = r"\u0e00-\u0eff\u3040-\u9fff"  # Thai, Lao, Japanese, Chinese
+
+
 def phrases(text):
-    """All runs of three words of a text, or the one run of all its words, if they are fewer. A word ends at
-    a space or sign, also where a language has no spaces: three of its characters are no phrase."""
-    said = re.findall(r"\w+(?:['’]\w+)?", text.casefold())
+    """All runs of three words, or the one run of all words, if they are fewer. Here a word ends at a space or
+    sign in all languages, because three characters, where a language has no spaces, are no phrase."""
+    said = re.findall(rf"[\w{SIGNS}]+(?:['’]\w+)?", text.casefold())
     return {tuple(said[at : at + 3]) for at in range(max(1, len(said) - 2))} if said else set()
+
+
+def words(text):
+    """What novelty compares: words in small letters, characters where a language has no spaces, or all
+    characters if there is no word, as in ":-)"."""
+    return re.findall(rf"[{NO_SPACES}]|(?:(?![{NO_SPACES}])[\w{SIGNS}])+", text.casefold()) or list(text)
 
 
 def limits(settings):
@@ -292,7 +319,7 @@ def limits(settings):
 
 
 class TrainingTweets:
-    """The tweets that a model was trained on, to tell what it copies, and what their author would not say."""
+    """The tweets that a model was trained on, to tell what it copies, and what their author never repeats."""
 
     def __init__(self, tokenizer, ids):
         """ids: (N,) all of them, each after an <|endoftext|>; none for GPT-2 itself."""
@@ -316,12 +343,6 @@ class TrainingTweets:
         """Whether a token comes twice in a row as in no training tweet: trained with noise, a network takes
         its own last token for noise at times, and says it again."""
         return bool(self.tweets) and any(a == b and a not in self.doubled for a, b in pairwise(ids))
-
-
-def words(text):
-    """What is compared: words in small letters; characters where a language has no spaces, or in ":-)"."""
-    unspaced = r"\u0e00-\u0eff\u3040-\u9fff"  # Thai, Lao, Japanese, Chinese
-    return re.findall(rf"[{unspaced}]|[^\W{unspaced}]+", text.casefold()) or list(text)
 
 
 def save(lines, prompt, settings, path):

@@ -141,7 +141,7 @@ def assignment(statement):
 
 def overruled(values, others, fields):
     """`values` with `others` in their place, and without what these beat."""
-    beaten = {fields[name].metadata["beats"] for name in others}
+    beaten = {fields[name].metadata["beats"] for name in others}  # None, for most, is no name
     return {name: value for name, value in values.items() if name not in beaten} | others
 
 
@@ -157,7 +157,7 @@ def find_field(name, fields):
 def checked(value, field):
     """A flag's text, or the value in a preset, as the type of its setting and within its limits."""
     name, kind, about = field.name, type(field.default), field.metadata
-    # what is no word for a boolean, no number or too large a number keeps its type, and is refused below
+    # text that cannot be converted stays text, and is refused below
     with contextlib.suppress(KeyError, ValueError, OverflowError):
         if kind is bool and isinstance(value, str):
             value = BOOLEANS[value.lower()]
@@ -168,7 +168,10 @@ def checked(value, field):
     if about["choices"] and value not in about["choices"]:
         raise UserError(f"{name}: {value!r} is not one of {', '.join(about['choices'])}")
     if kind in (int, float) and not (about["low"] <= value <= about["high"] and abs(value) < math.inf):
-        raise UserError(f"{name}: {value} is not between {about['low']} and {about['high']}")
+        allowed = f"{about['low']} or more"
+        if about["high"] < math.inf:
+            allowed = f"between {about['low']} and {about['high']}"
+        raise UserError(f"{name}: {value} is not {allowed}")
     return value
 
 

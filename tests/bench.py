@@ -45,7 +45,7 @@ sys.path.insert(0, str(ROOT))
 import train as training
 from model import GPT, GPTConfig
 from prepare import END_OF_TEXT, VOCAB_SIZE, encode, load_tokenizer
-from sample import Settings, TrainingTweets, early_network, write
+from sample import Settings, Writer
 
 CONTENDERS = OURS, *_ = "elon-transformer", "nanoGPT", "transformers", "5-gram"
 PRESET = "config/elon.py"
@@ -224,21 +224,19 @@ def train_transformers(args):
 
 def sample(args):
     """Seconds for ten samples of 64 tokens by models of one shape, and by the preset as it is used."""
-    tokenizer, generator = load_tokenizer(), torch.Generator().manual_seed(0)
-    prompt = torch.tensor([[END_OF_TEXT, *encode(tokenizer, "Tesla")]] * 10)
+    prompt = torch.tensor([[END_OF_TEXT, *encode(load_tokenizer(), "Tesla")]] * 10)
     how = {"max_new_tokens": 64, "temperature": 0.8, "top_k": 200}
     all_64 = how | {"pad_token_id": END_OF_TEXT, "eos_token_id": None, "do_sample": True, "use_cache": True}
     full = GPT(GPTConfig(**SHAPE)).eval()
     theirs = transformers_model(2 * SHAPE["block_size"])  # where the others' window slides, it goes on
     train_ours(args, PRESET, "--max_iters=100", "--eval_interval=100")  # enough to end its tweets
     preset = GPT.load(args.scratch / "best.pt")
-    known = TrainingTweets(tokenizer, preset.tokens)
-    as_used = preset, early_network(preset), tokenizer, known, "Tesla", Settings(), generator
+    writer = Writer(preset, Settings())
     name = "ten samples of 64 tokens"
     contenders = {
         (name, OURS): lambda: full.generate(prompt, **how, banned=[END_OF_TEXT]),
         (name, "transformers"): lambda: theirs.generate(prompt, **all_64),
-        (f"ten tweets, {PRESET}", OURS): lambda: list(write(*as_used)),
+        (f"ten tweets, {PRESET}", OURS): lambda: list(writer.write("Tesla")),
     }
     if args.nanogpt:
         nanogpt = nanogpt_model(args, SHAPE | {"vocab_size": VOCAB_SIZE, "bias": True})

