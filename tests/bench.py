@@ -193,7 +193,8 @@ def train(args):
         lines, history = train_ours(args, *flags, f"--eval_interval={half}")
         measured(name, OURS, lines, history[-1]["tokens_per_second"])
 
-    for dtype in ("bfloat16", "float32"):
+    # bfloat16 only where the CPU has instructions for it
+    for dtype in sorted({training.choose_dtype(torch.device("cpu")), "float32"}):
         name = f"training at one shape, {dtype}"
         ours(name, *flags, f"--dtype={dtype}")
         worker = [__file__, f"--data_dir={args.data_dir}", f"--threads={args.threads}", f"--worker={dtype}"]
