@@ -3,7 +3,7 @@
     from model import GPT, GPTConfig
 
     model = GPT(GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128))
-    logits, _ = model(idx)                             # idx: (B, T) int64 GPT-2 token ids; (B, T, V)
+    logits, _ = model(idx)                             # (B, T) int64 GPT-2 token ids -> (B, T, V)
     _, loss = model(idx, targets)                      # nats per token
     tokens = model.generate(idx, max_new_tokens=40)    # (B, T + 40), or fewer if all texts end before
     model = GPT.load("out/best.pt")
@@ -80,8 +80,8 @@ class CausalSelfAttention(nn.Module):
         return [part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=-1)]
 
     def attention(self, q, k, mask):
-        """How much each of the T tokens of q looks at each of the S of k, those that mask (B, 1, T, S) lets
-        it: (B, n_head, T, S); rows sum to 1."""
+        """How much each of the T tokens of q looks at each of the S of k, where mask (B, 1, T, S) allows it:
+        (B, n_head, T, S); rows sum to 1."""
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
         return scores.masked_fill(~mask, -math.inf).softmax(-1)
 
@@ -100,8 +100,8 @@ class CausalSelfAttention(nn.Module):
             k, v = cache[:, :, :, : n_cached + T]
         if x.is_cuda or T > 256:
             y = F.scaled_dot_product_attention(q, k, v, mask)  # (B, n_head, T, C / n_head)
-        else:  # the same, for short windows faster on a CPU; autocast makes softmax float32
-            y = self.attention(q, k, mask).to(v.dtype) @ v
+        else:  # the same, for short windows faster on a CPU
+            y = self.attention(q, k, mask) @ v
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads' results side by side
         return self.resid_dropout(self.c_proj(y))
 
@@ -245,8 +245,9 @@ class GPT(nn.Module):
         position, start = torch.arange(T, device=idx.device), self.tweet_starts(idx)
         places = (position - start)[:, n_cached:]  # (B, T - n_cached)
         x = self.drop(self.vocabulary.embed(self.noise(idx[:, n_cached:])) + self.wpe(places))
-        mask = (position >= start[:, :, None]) & (position <= position[:, None])  # (B, T, T)
-        return x, mask[:, None, n_cached:]  # the same for all heads
+        in_same_tweet = position >= start[:, :, None]  # (B, T, T)
+        is_past = position <= position[:, None]  # (T, T)
+        return x, (in_same_tweet & is_past)[:, None, n_cached:]  # the same for all heads
 
     def tweet_starts(self, idx):
         """Where the tweet of each token starts: (B, T) -> (B, T). Without separate_tweets the window is one
@@ -294,7 +295,7 @@ class GPT(nn.Module):
         rows = torch.arange(B, device=idx.device)
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         window = max(T - config.block_size, 0)  # where the text that is read begins
-        n_cached = 0  # how many of its tokens are in the cache
+        n_cached = 0  # how many of the tokens in text[:, window:end] are in the cache
         for end in range(T, T + max_new_tokens):
             hidden = self.hidden_states(text[rows, window:end], cache, n_cached)[:, -1]  # (rows, C)
             logits = self.vocabulary.logits(hidden, scorers)  # (rows, V)
@@ -309,8 +310,9 @@ class GPT(nn.Module):
                 return text[:, : end + 1]
             if 2 * n_ended > len(rows):  # go on without them
                 rows, cache, ended = rows[~ended], cache[:, :, ~ended], ended[~ended]
-            n_cached = end - window
-            if n_cached == config.block_size:  # the cache is full: read the newest half again
+            if end - window < config.block_size:
+                n_cached = end - window
+            else:  # the cache is full: read the newest half again
                 window, n_cached = end + 1 - config.block_size // 2, 0
         return text
 
@@ -439,7 +441,7 @@ def choose_device(name):
 
 
 class Noise(nn.Module):
-    """In training, tokens that are read are replaced at random, so that none can be learned by heart.
+    """In training, tokens that are read are replaced at random, so that texts are harder to learn by heart.
 
     After Xie et al. 2017, "Data Noising as Smoothing in Neural Network Language Models": the chance grows
     with the share of distinct tokens among those that follow an id in the training tokens, so it is largest
@@ -552,9 +554,7 @@ def log_shares(row_of, counts, share_of_once):
     """
     once, never = counts == 1, counts == 0
     n_once, n_never = torch.bincount(row_of, once.float()), torch.bincount(row_of, never.float())  # (rows,)
-    of_once = torch.full_like(n_once, share_of_once)
-    of_once[n_never == 0] = 1.0
-    of_once[n_once == 0] = 0.0
+    of_once = torch.where(n_never == 0, 1.0, share_of_once).where(n_once > 0, 0.0)
     share = torch.ones(len(counts))
     # of rows without such ids, where these divide by 0, nothing is read
     share[once] = (of_once / n_once)[row_of[once]]
@@ -567,10 +567,10 @@ class SmallVocabulary(nn.Module):
     shared rows for the rest. It has Vocabulary's methods.
 
     Ids seen once share a row with those never seen that are alike, and so teach where new tokens are likely,
-    and of which kind. Training makes all shared rows together as likely as the N1 ids seen once were. In as
-    much new text these N1 will occur 2 * N2 times, where N2 ids were seen twice, and those never seen N1
-    times (Good 1953, "The Population Frequencies of Species"; Turing's idea). So outside of training the
-    scores of shared rows are raised by the log of (N1 + 2 * N2) / N1.
+    and of which kind. But training makes these rows too unlikely: together as likely as the N1 ids seen once
+    were. In as much new text these will occur 2 * N2 times, where N2 ids were seen twice, and those never
+    seen N1 times (Good 1953, "The Population Frequencies of Species"; Turing's idea). So outside of training
+    the scores of shared rows are raised by the log of (N1 + 2 * N2) / N1.
     """
 
     def __init__(self, config, tokens, tables):
@@ -611,6 +611,7 @@ class SmallVocabulary(nn.Module):
         """(weight, bias) of the scores of all rows: (rows, C) and (rows,)."""
         weight, bias = self.wte.weight, self.bias
         if self.spell is not None:
+            # a shared row stands for many ids, so no spelling is its own
             own = weight[self.n_shared :] + self.spelling_vectors(self.own)
             weight = torch.cat([weight[: self.n_shared], own])
         if not self.training:

@@ -95,7 +95,7 @@ from prepare import count_bytes, load_tokenizer, token_texts
 
 
 def main(settings):
-    """The whole run, to its end or to a signal to stop: a step, and at times an evaluation and a save."""
+    """Evaluate and save when it is time, step, repeat, until all is done or a signal says stop."""
     device, rank, world_size = join_processes(settings)
     train_data, val_data, val_bytes = load_data(settings)
     if settings.init_from == "resume":
@@ -132,13 +132,9 @@ def main(settings):
 
 
 def evaluate_and_save(run, val_data, val_bytes, rank, bar):
-    """Add a row to the history; the first process saves the run, then prints it: what is printed is saved."""
-    # each process trained on its share; all evaluate all of val, and must agree on when to stop
-    train_loss = mean_over_processes(run.loss_sum.item() / run.n_new if run.n_new else math.nan)
-    seconds = time.perf_counter() - run.began
-    val_loss = mean_over_processes(evaluate(run.model, val_data))
-    bits_per_byte = val_loss * (len(val_data) - 1) / math.log(2) / val_bytes
-    record(run, train_loss, val_loss, bits_per_byte, seconds)
+    """Add a row to the history; the first process saves the run, then tells about it."""
+    run.history.append(evaluated(run, val_data, val_bytes))
+    run.loss_sum.zero_()
     if rank == 0:
         if run.iteration:
             save(run)
@@ -193,8 +189,8 @@ def as_tensor(tokens):
 def get_batch(data, settings, iteration, device, part=0, n_parts=1):
     """Random windows of block_size tokens and the tokens after each: two (windows, block_size) int64.
 
-    An iteration's windows depend on the seed and the iteration alone, so a resumed run needs no state for
-    them. They are dealt out to n_parts: the processes, each of which takes its own in several batches.
+    All windows of an iteration are drawn together, by the seed and the iteration alone, so that a resumed run
+    needs no state for them. Of these are returned every n_parts-th from `part` on: a batch of one process.
     """
     rng = np.random.default_rng((settings.seed, iteration))
     n_windows = settings.batch_size * settings.gradient_accumulation_steps
@@ -223,13 +219,15 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == "float16")
         self.iteration = 0  # steps done
         self.history = []  # the rows of loss.csv, one an evaluation
-        # the weights from before the noise fell, in half precision: sample.py draws with them, and keeps what
-        # the final weights find likelier
-        self.early = None
+        self.early = None  # the weights from before the noise fell, for sample.py
         self.is_saved = False  # whether out_dir holds this run; before, it may hold an earlier one
-        # of the steps since the last evaluation: when they began, their number, and the sum of their train
-        # losses, a tensor, because a GPU stalls when a number is read from it
-        self.began, self.n_new, self.loss_sum = time.perf_counter(), 0, torch.zeros((), device=device)
+        # of the steps since the last evaluation: when they began, and the sum of their train losses, which is
+        # a tensor, because a GPU stalls when a number is read from it
+        self.began, self.loss_sum = time.perf_counter(), torch.zeros((), device=device)
+
+    def n_new(self):
+        """How many steps were done since the last evaluation."""
+        return self.iteration - self.history[-1]["iter"] if self.history else 0
 
 
 def make_model(settings, train_data):
@@ -253,7 +251,8 @@ def make_model(settings, train_data):
     return model
 
 
-FREE_TO_CHANGE = {  # on resuming; anything else would make it a different run
+# what may change when a run is resumed; with other changes it would be another run
+FREE_TO_CHANGE = {
     "data_dir", "out_dir", "init_from", "epochs", "max_iters", "learning_rate", "warmup_iters",
     "eval_interval", "patience", "device", "dtype", "compile",
 }  # fmt: skip
@@ -263,7 +262,7 @@ def resume(settings, train_data, device):
     """The Run that last.pt holds; raises UserError if it is another one than the settings describe."""
     path = pathlib.Path(settings.out_dir, "last.pt")
     model, refusal = GPT.load(path), f"cannot resume {path}:"
-    saved, model.notes = model.notes, {}  # else they would stay in memory as long as the model
+    saved, model.notes = model.notes, {}  # so that the memory is free once they are read
     if "settings" not in saved:
         raise UserError(f"{refusal} it holds weights only, or is of an earlier version; start anew")
     before, now = saved["settings"], dataclasses.asdict(settings)
@@ -280,7 +279,6 @@ def resume(settings, train_data, device):
         why = f"{run.iteration:,} iterations are done, of {run.max_iters:,}"
         raise UserError(f"{refusal} {why}; raise max_iters or epochs")
     run.began -= saved["seconds"]  # so that seconds count on
-    run.n_new = run.iteration - run.history[-1]["iter"]
     run.loss_sum += saved["loss_sum"].to(device)
     for optimizer, state in zip(run.optimizers, saved["optimizers"], strict=True):
         optimizer.load_state_dict(state)
@@ -290,14 +288,14 @@ def resume(settings, train_data, device):
 
 
 def best_of(history):
-    """The row with the lowest val loss, but for that of the untrained model."""
+    """The row with the lowest val loss, but for that of before the training."""
     return min(history[1:] or history, key=lambda row: row["val_loss"])
 
 
 def is_due(run):
     """Whether to evaluate now; not if that was done before the run was stopped."""
     is_time = run.iteration % run.eval_interval == 0 or run.iteration == run.max_iters
-    return is_time and (run.n_new > 0 or not run.history)
+    return is_time and (run.n_new() > 0 or not run.history)
 
 
 def is_over(run):
@@ -307,32 +305,30 @@ def is_over(run):
     return run.iteration == run.max_iters or 0 < run.settings.patience <= n_since_best
 
 
-def record(run, train_loss, val_loss, bits_per_byte, seconds):
-    """Add a row to the history, and begin to count anew; UserError if the loss is no number.
-
-    seconds: those that the steps since the last row took.
-    """
+def evaluated(run, val_data, val_bytes):
+    """The row of loss.csv for the network as it is now; UserError if its loss is no number."""
+    # each process trained on its share; all evaluate all of val, and must agree on when to stop
+    train_loss = mean_over_processes(run.loss_sum.item() / run.n_new() if run.n_new() else math.nan)
+    seconds = time.perf_counter() - run.began  # read after .item(), which waits for a GPU
+    val_loss = mean_over_processes(evaluate(run.model, val_data))
     if not math.isfinite(val_loss):
         raise UserError(f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate")
     earlier = run.history[-1]["elapsed_seconds"] if run.history else 0.0
-    row = {
+    return {
         "iter": run.iteration,
         "epoch": run.iteration / run.iters_per_epoch,
         "train_loss": train_loss,
         "val_loss": val_loss,
-        "bits_per_byte": bits_per_byte,
+        "bits_per_byte": val_loss * (len(val_data) - 1) / math.log(2) / val_bytes,
         "lr": learning_rate_at(run.iteration, run.max_iters, run.settings),
-        "tokens_per_second": run.n_new * run.tokens_per_iter / max(seconds, 1e-9),
+        "tokens_per_second": run.n_new() * run.tokens_per_iter / max(seconds, 1e-9),
         # of training and evaluating, without the saving
         "elapsed_seconds": earlier + time.perf_counter() - run.began,
     }
-    run.history.append(row)
-    run.began, run.n_new = time.perf_counter(), 0
-    run.loss_sum.zero_()
 
 
 def report(run):
-    """The last row, for people."""
+    """The last row, as a line of text."""
     row, tokens_left = run.history[-1], (run.max_iters - run.iteration) * run.tokens_per_iter
     text = f"iter {row['iter']:5,}  epoch {row['epoch']:4.1f}"
     text += f"  train {row['train_loss']:.4f}" if row["iter"] else "  train   -   "
@@ -383,7 +379,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 state, grad = self.state[weight], weight.grad
-                momentum = state.setdefault("momentum_buffer", torch.zeros_like(grad)).lerp_(grad, 0.05)
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(grad)
+                momentum = state["momentum_buffer"].lerp_(grad, 0.05)
                 direction = orthogonal(grad.lerp(momentum, 0.95).to(self.dtype))  # Nesterov's look ahead
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(weight.shape)))
@@ -416,7 +414,8 @@ def noise_strength_at(iteration, max_iters, noise_fall):
 
 
 def set_noise(run):
-    """Give the noise its strength; once it falls, keep the weights from before."""
+    """Give the noise its strength. Once it falls, keep the weights from before, in half precision: sample.py
+    draws with them, and writes what the final weights find likelier."""
     strength = noise_strength_at(run.iteration, run.max_iters, run.settings.noise_fall)
     run.model.noise.strength.fill_(strength)
     if strength == 1.0:
@@ -452,15 +451,14 @@ def train_step(run, model, data, rank=0, world_size=1):
         for group in optimizer.param_groups:
             group["lr"] = lr
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or math.inf)
-    # a scale that was too large for float16 shows in the norm, and shrinks. Then no optimizer steps;
-    # scaler.step would let those step whose own gradients are finite
+    # a scale that was too large for float16 shows in the norm, and shrinks. Then no optimizer steps, as if
+    # there were only one; scaler.step would let those step whose own gradients are finite
     if not scaler.is_enabled() or norm.isfinite():
         for optimizer in run.optimizers:
             optimizer.step()
     scaler.update()
     model.zero_grad(set_to_none=True)
     run.iteration += 1
-    run.n_new += 1
 
 
 @torch.inference_mode()
@@ -492,7 +490,8 @@ def evaluate(model, data, batch_size=32):
 
 
 def some_tweet(model, seed):
-    """One tweet as the network writes it now, drawn with a generator of its own, so that no loss changes."""
+    """One tweet as the network writes it now, drawn with a generator of its own, so that no loss changes.
+    The model must be in eval mode."""
     device = model.wpe.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     start = torch.tensor([[END_OF_TEXT]], device=device)
@@ -511,7 +510,7 @@ def save(run):
     if not run.is_saved:
         set_aside(out_dir)
         run.is_saved = True
-    if run.n_new == 0:
+    if run.n_new() == 0:
         write_history(run.history, out_dir / "loss.csv")
         plot_losses(run.history, out_dir / "loss.png")
         if best["iter"] == run.iteration:
@@ -523,7 +522,7 @@ def save(run):
         settings=dataclasses.asdict(run.settings),
         iteration=run.iteration,
         history=run.history,
-        seconds=time.perf_counter() - run.began,
+        seconds=time.perf_counter() - run.began if run.n_new() else 0.0,
         loss_sum=run.loss_sum,
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict(),
@@ -535,11 +534,10 @@ def set_aside(out_dir):
     was stopped before its first evaluation, and so has no best.pt."""
     if not (out_dir / "best.pt").exists():
         return
-    previous, names = out_dir / "previous", ("loss.csv", "loss.png", "last.pt", "best.pt")
+    previous = out_dir / "previous"
     previous.mkdir(exist_ok=True)
-    for name in names:
+    for name in ("loss.csv", "loss.png", "last.pt", "best.pt"):
         (previous / name).unlink(missing_ok=True)
-    for name in names:
         if (out_dir / name).exists():
             (out_dir / name).replace(previous / name)
 
