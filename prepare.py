@@ -193,7 +193,7 @@ OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a
 LISTS = "data", "statuses", "tweets", "posts", "results", "feed", "items", "orderedItems"  # they hold posts
 SHARED = "reblog", "reason"  # what Mastodon and Bluesky add to others' posts; #reasonPin is of an own one
 BEGINS_JSON = re.compile(r"""\s*\[?\s*(\{\s*["']|\{?\s*$)""")  # no tweet does
-csv.field_size_limit(2**31 - 1)  # csv would end at a cell of 131,072 characters; clean_tweets drops it
+csv.field_size_limit(2**31 - 1)  # csv fails at cells above 131,072 characters, which clean_tweets drops
 codecs.register_error("as-1252", lambda e: (e.object[e.start : e.end].decode("cp1252", "replace"), e.end))
 
 
@@ -248,7 +248,7 @@ def open_text(file):
 
 
 def table(file, stream, wanted):
-    """(names of the columns, iterator over the rows, each {name: cell}) of any file, opened as `stream`."""
+    """Return (names of the columns, iterator over rows, each {name: cell}) of a file opened as `stream`."""
     lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
     number, line = next(lines, (0, ""))
     if line.strip('"').startswith("sep="):  # by it Excel knows the separator
@@ -298,7 +298,7 @@ def csv_rows(file, stream, header, names, separator):
 
 
 def unquoted(cell):
-    """The content of a cell that is quoted as a whole, "so ""it"" is"; others stay as they are."""
+    """Take the quotes off a cell that is quoted as a whole, "so ""it"" is"; others stay as they are."""
     whole = re.fullmatch(r'"((?:[^"]|"")*)"', cell)
     return whole[1].replace('""', '"') if whole else cell
 
@@ -335,7 +335,7 @@ def parsed(text):
 
 
 def flat(item, within=""):
-    """{name: cell} of an object; "legacy.full_text" is the name of what one within it holds."""
+    """Flatten an object to {name: cell}; "legacy.full_text" is the name of what one within it holds."""
     cells = {}
     for name, value in item.items():
         if isinstance(value, dict) and name in SHARED and "#reasonPin" not in str(value):
@@ -353,7 +353,7 @@ def read_rows(file, names, rows, wanted):
     texts = columns(found, FORMS) or found[:1]  # all forms of one text, or the likeliest
     first = list(islice(rows, FIRST_ROWS))
     limit = cut_length([text_of(row, texts) for row in first])
-    flags = ["isretweet", *columns(names, FLAGS)]  # `flat` may write the first into later rows alone
+    flags = ["isretweet", *columns(names, FLAGS)]  # `flat` may write the first in late rows alone
     flags = [name for name in flags if not any(COUNT.fullmatch(row.get(name, "")) for row in first)]
     for row in chain(first, rows):
         author = next((row[name].strip() for name in authors if row.get(name)), "")
@@ -425,14 +425,10 @@ def clean_tweets(rows, settings):
 HEX = "[0-9A-Fa-f]"
 CODE = rf"\\x{HEX}{{2}}|\\u{HEX}{{4}}|\\U000{HEX}{{5}}|<[89a-f][0-9a-f]>|<U\+(?:000)?{HEX}{{4,5}}>"
 TAG_END = r"(?:\s+[\w:-]+=[^<>]*|\s*/?)>"  # of <p>, <br/> or <a href="…">
-BLOCK, INLINE = (
-    r"p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td",
-    "a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u",
-)
-TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:{BLOCK}){TAG_END})")  # one\ntwo; <p>one</p>two
-TO_NOTHING = re.compile(
-    rf"""\\(['"/\\])|(?i:</?(?:{INLINE}){TAG_END})"""
-)  # it\'s, without the stroke; <b>b</b>
+BLOCK = r"p|br|div|li|ul|ol|blockquote|h\d|hr|tr|td"  # tags that part words: <p>one</p>two
+INLINE = "a|b|code|del|em|i|img|s|small|span|strong|su[bp]|u"  # tags that do not: <b>o</b>ne
+TO_SPACE = re.compile(rf"\\+[nrt]|(?i:</?(?:{BLOCK}){TAG_END})")  # written-out line breaks, too: one\ntwo
+TO_NOTHING = re.compile(rf"""\\(['"/\\])|(?i:</?(?:{INLINE}){TAG_END})""")  # strokes, too: it\'s
 # control characters stand for what Windows-1252 has there, as in browsers
 CONTROL = {code: bytes([code]).decode("cp1252", "ignore") for code in range(128, 160)}
 TO_BYTES = {ord(shown): code for code, shown in CONTROL.items() if shown}
@@ -441,7 +437,8 @@ UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u2
 
 def decoded(text):
     """A text as its author saw it, in one line, whatever its source has written for the characters."""
-    text = re.sub(r"""(?s)^b(['"])(.*)\1$""", r"\2", text.strip())  # Python's b'…'
+    if printed := re.fullmatch(r"""(?s)\s*b(['"])(.*)\1\s*""", text):  # Python's b'…'
+        text = printed[2]
     if "\\" in text or "<" in text:
         text = re.sub(f"(?:{CODE})+", characters, text)
         text = TO_NOTHING.sub(r"\1", TO_SPACE.sub(" ", text))
@@ -531,9 +528,8 @@ def clean(text, settings=Settings()):
 def held_out(tweet, tenth=0):
     """Whether a tweet is in a tenth, by its letters: new rows move none across, near copies stay together."""
     letters = "".join(filter(str.isalnum, tweet.casefold()))
-    return (
-        zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
-    )  # % 10 would move tweets of older splits
+    # not % 10, which would move tweets across in splits of earlier versions
+    return zlib.crc32((letters or tweet).encode()) % 100 // 10 == tenth
 
 
 # --- tokens and the report --------------------------------------------------------------------------
