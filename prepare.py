@@ -437,7 +437,8 @@ UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u2
 
 def decoded(text):
     """A text as its author saw it, in one line, whatever its source has written for the characters."""
-    if printed := re.fullmatch(r"""(?s)\s*b(['"])(.*)\1\s*""", text):  # Python's b'…'
+    text = text.strip()
+    if printed := re.fullmatch(r"""(?s)b(['"])(.*)\1""", text):  # Python's b'…'
         text = printed[2]
     if "\\" in text or "<" in text:
         text = re.sub(f"(?:{CODE})+", characters, text)
