@@ -241,8 +241,10 @@ KITE = {"text": "cut…", "user": {"name": "K", "screen_name": "kite"}}
 KITES = [KITE | {"note_tweet": {"text": tweet}} for tweet in FILLER]
 OUTBOX = {"orderedItems": [{"object": "a://b"}, *({"object": {"content": tweet}} for tweet in FILLER[:9])]}
 FEED = {"feed": [{"post": {"record": {"text": tweet}}} for tweet in FILLER[9:]]}
+FEED["feed"][0]["reason"] = {"$type": "app.bsky.feed.defs#reasonPin"}  # an own post, pinned
 FEED["feed"].append({"post": {"record": {"text": "shared"}}, "reason": {"by": "me"}})
 STATUSES = [{"content": tweet, "reblog": None} for tweet in FILLER] + [{"content": "x", "reblog": {"id": 1}}]
+LATE = [*({"text": tweet} for tweet in FILLER * 126), {"text": "x", "reblog": {"id": 1}}]  # after 5,000 rows
 PRINTED = "\n".join(json.dumps(item, indent=1) for item in [*OBJECTS, {"text": float("nan")}])
 LIKE_ROWS = [["", "text"], ["123", "Great!\n100,000 sold"], ["2", "1, silk\n2, string"], ["7", "a\n3,5 km"]]
 TAB = 'id\ttext\n1\t"So" it is\n2\tsay "go"\n3\t"whole ""cell"""\n4\t"open\n'
@@ -283,6 +285,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "X's long posts and handles": ("in.json --user=@kite", json.dumps(KITES), []),
     "objects over several lines": ("in.json", PRINTED, ["it's “new” 🚀"]),
     "shared posts": ("in.json", json.dumps(STATUSES), []),
+    "a shared post, late": ("in.jsonl", "\n".join(map(json.dumps, LATE)), []),
     "lists with a name": ("in", {"a.json": json.dumps(FEED), "b.json": json.dumps(OUTBOX)}, []),
     "a list of texts": ("in.json", json.dumps(FILLER), []),
     "a list within": ("in.json", json.dumps({"data": OBJECTS[:-2], "meta": {"text": "x"}}, indent=1), []),
@@ -291,6 +294,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "bare commas in the one column": ("in.csv", "text\na, b\n" + LINES, ["a, b"]),
     "Excel's first line": ("in.csv", "sep=;\n" + table(TWO, ";"), OF_TWO),
     "its first line in quotes": ("in.csv", '"sep=;"\n' + table(TWO, ";"), OF_TWO),
+    "a tweet like it": ("in.csv", table(["text", "sep=; is Excel's"]), ["sep=; is Excel's"]),
     "lines like rows": ("in.csv", table(LIKE_ROWS), ["Great! 100,000 sold", "1, silk 2, string", "a 3,5 km"]),
     "tabs, all in quotes": ("in.tsv", table(ONE, "\t"), OF_ONE),
     "tabs without quotes": ("in.tsv", TAB, ['"So" it is', 'say "go"', 'whole "cell"', '"open']),
@@ -361,8 +365,10 @@ def test_long_posts_of_the_archive_are_taken_whole_from_its_notes(make, given):
 def test_several_files_are_joined_and_each_tweet_kept_once(make, tmp_path):
     a, b = ["text", "both", *FILLER[:20]], ["Tweet", "both", *FILLER[20:]]
     files = {"a.csv": "\n".join(a), "b.csv": "\n".join(b)}
+    files[".hidden/ab.zip"], packed = zipped(files), tmp_path / ".hidden" / "ab.zip"
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
-    for given, *flags in ((first, second), (second, f"--input={first}"), ("?.csv",), (tmp_path, first)):
+    named = (first, second), (second, f"--input={first}"), ("?.csv",), (tmp_path, first), (packed, packed)
+    for given, *flags in named:
         done = make(files, *flags, name="", given=given)
         assert done.tweets == ["both"] and "42 rows of a.csv, b.csv" in done.out
         assert (done.meta["rows"], done.meta["dropped"]) == (42, {"duplicates": 1})
@@ -381,15 +387,15 @@ REFUSED = {  # id: (file name and flags, content, what is told)
     "a zip of nothing": ("in.zip", zipped({"a.png": "x"}), "only a.png"),
     "a spreadsheet": ("in.xlsx", zipped({"workbook.xml": "<x>"}), "save a spreadsheet as a CSV"),
     "no objects": ("in.json", "[]", "empty"),
-    "one key": ("in.json", '[{"bio": "a"}]', "among bio: name one with --text_column=…\n"),
+    "one key": ("in.json", '[{"bio": "a"}]', "among bio: name one with --text_column=…; a"),
     "some files": ("in", {"a.json": "[]", "b.csv": "id,x\n"}, "a.json holds no tweets: it is empty"),
     "other objects": ("in.json", '[{"id": 1, "user": {"bio": "a"}}]', "among id, user.bio: name one"),
     "half an object": ("in.jsonl", '{"text": "a"}\n{"text": ', "cannot be read"),
     "half a dict": ("in.txt", "{'text': 'a'", "cannot be read"),
-    "no header": ("in.csv", f"7,2020-01-01,a\n{ROWS}", "names no columns (7, 2020-01-01, a); put names"),
-    "no header, one column": ("in.csv", f"it is a long first tweet\n{LINES}", "name the file .txt"),
-    "lines before the header": ("in.csv", f"Export of me\n\nid,date,text\n{ROWS}", "line 3 seems to name"),
-    "one column": ("in.csv", f"words\n{LINES}", "if that is a tweet, put names above"),
+    "no header": ("in.csv", f"7,2020-01-01,a\n{ROWS}", "2020-01-01, a: name one with --text_column=…; a"),
+    "no header, one column": ("in.csv", f"it is a long first tweet\n{LINES}", "must be named .txt"),
+    "lines before the header": ("in.csv", f"Export of me\n\nid,date,text\n{ROWS}", "text, and nothing above"),
+    "one column": ("in.csv", f"words\n{LINES}", "a text with a tweet a line must be named .txt"),
     "half a tweets.js": ("tweets.js", archive(FILLER)[:-40], "is damaged"),
     "another js": ("ad.js", 'window.YTD.ad.part0 = [{"ad": {"id": "1"}}]', "no table, text or archive"),
     "a table without authors": ("in.csv --user=nasa", table(ONE), "leave out --user"),
