@@ -86,7 +86,7 @@ def command():
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(REPO)
             patch.setattr(sys, "argv", [script, *map(str, flags)])
-            patch.setattr(sys, "stdin", None if stdin is None else io.StringIO(stdin))
+            patch.setattr(sys, "stdin", io.StringIO(stdin))
             try:
                 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                     runpy.run_path(script, run_name="__main__")
@@ -110,18 +110,6 @@ def the_error():
         return done.err.strip()
 
     return check
-
-
-@pytest.fixture(scope="session")
-def write_csv():
-    """Write a CSV: write_csv(path, [["text"], ["one"]], encoding="latin-1")."""
-
-    def write(path, rows, encoding="utf-8"):
-        with open(path, "w", encoding=encoding, newline="") as file:
-            csv.writer(file).writerows(rows)
-        return path
-
-    return write
 
 
 @pytest.fixture(scope="session")

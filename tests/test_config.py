@@ -12,7 +12,7 @@ import pytest
 import prepare
 import sample
 import train
-from config import UserError, errors_in_one_line, load_settings, written_whole
+from config import UserError, load_settings, written_whole
 
 SCRIPTS = {"prepare.py": prepare, "train.py": train, "sample.py": sample}
 
@@ -73,7 +73,6 @@ def test_every_setting_refuses_what_it_cannot_be_and_names_the_fix(script, comma
     [
         ("--zzzzzz=9", "'zzzzzz'.*--help"),
         ("--seed", "seed.* --seed=…"),
-        ("--muno", "'muno'.*did you mean 'muon'"),
         ("--seed --muon", "seed.* --seed=…"),
         ("--dropout=nan", "dropout.*nan.*between 0 and 0.99"),
         ("no_such_preset.py", "no_such_preset.py.*No such file"),
@@ -99,15 +98,6 @@ def test_a_wrong_preset_is_told_and_never_run(command, the_error, tmp_path, text
     (tmp_path / "mine.py").write_text(text.replace("RAN", (tmp_path / "ran").as_posix()))
     assert re.search(words, the_error(command("train.py", tmp_path / "mine.py"), "train.py"))
     assert not (tmp_path / "ran").exists()
-
-
-def test_mistakes_become_one_line_and_bugs_keep_their_traceback(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/some/where/x.py"])
-    with pytest.raises(SystemExit, match="2"), errors_in_one_line():
-        raise UserError("two\nlines\x1b[2J")
-    assert capsys.readouterr().err == "x.py: error: two lines\\x1b[2J\n"
-    with pytest.raises(ZeroDivisionError), errors_in_one_line():
-        raise ZeroDivisionError
 
 
 def test_ctrl_c_is_told_after_settings_were_read_and_ends_at_once_until_then(shell):

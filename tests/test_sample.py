@@ -91,10 +91,6 @@ def test_a_mistake_in_a_typed_line_is_told_and_the_session_goes_on(sample):
     assert sample("--interactive", stdin="FILE:gone.txt\n").code == 1  # nothing was written
 
 
-def test_no_standard_input_is_told(sample, the_error, monkeypatch):
-    assert "--start" in the_error(sample("--interactive", stdin=None), "sample.py")
-
-
 def test_a_prompt_longer_than_the_window_is_told(sample):
     prompt = " ".join(["many words"] * 20)
     done = sample(f"--start={prompt}")
@@ -134,11 +130,6 @@ def test_the_attention_can_be_drawn(sample, out):
         (out / "attention.png").unlink()
 
 
-def test_where_nothing_is_written_nothing_is_drawn(sample, out):
-    done = sample("--attention", "--min_novelty=1", "--temperature=0", "--start=So")
-    assert done.code in (0, 1) and "Traceback" not in done.err
-
-
 def test_the_run_before_is_named_where_a_new_one_has_no_model_yet(sample, the_error, out):
     (out / "previous").mkdir()
     (out / "best.pt").rename(out / "previous" / "best.pt")
@@ -151,11 +142,10 @@ def test_the_run_before_is_named_where_a_new_one_has_no_model_yet(sample, the_er
         ("--start=FILE:no/such/prompt.txt", "no/such/prompt.txt"),
         ("--start=FILE:LICENSE\x1b[2J", r"\\x1b\[2J"),
         ("--start=" + "x" * 30_000, "start.*more than 25,000"),
-        ("--top_p=0", "top_p: 0.0 is not between 0.001"),
         ("--device=nonsense", "device.*'nonsense'"),
         ("--out_dir=no/such/folder", "best.pt.*train.py"),
     ],
-    ids=["no such prompt", "control characters", "too long a prompt", "top_p", "device", "no model"],
+    ids=["no such prompt", "control characters", "too long a prompt", "device", "no model"],
 )
 def test_what_cannot_be_done_is_told(sample, the_error, out, flag, words):
     assert re.search(words, the_error(sample(flag), "sample.py"))
@@ -188,15 +178,7 @@ def test_no_tweet_says_what_the_last_ones_said(text, prompt, written, anew):
 
 
 PROMPTS = [
-    "Thanks!",
-    "Who are you?",
-    "Yes.",
-    "日本",
-    "おはよう",
-    "Доброе утро",
-    "🚀🌍",
-    "ok…",
-    "{}",
+    *("Thanks!", "Who are you?", "Yes.", "日本", "おはよう", "Доброе утро", "🚀🌍", "ok…", "{}"),
     "x" * 400,
 ]
 
@@ -282,9 +264,10 @@ def test_no_tweet_is_printed_twice_and_what_cannot_be_found_is_given_up(command,
     words = ["sample.py", f"--out_dir={parrot}", "--num_samples=5"]
     tweets = command(*words, "--temperature=0.3").out.splitlines()
     assert set(BY_HEART) <= set(tweets) and len(set(tweets)) == len(tweets)
-    done = command(*words, "--min_novelty=0.5", "--start=The quick", "--temperature=0")
+    done = command(*words, "--min_novelty=0.5", "--temperature=0", "--attention")
     assert (done.code, done.out) == (1, "") and "gave up on 5 of 5 tweets" in done.err
-    assert "min_novelty" in done.err and not (parrot / "samples.txt").read_text().count("min_novelty=0.5")
+    assert "min_novelty" in done.err and "min_novelty=0.5" not in (parrot / "samples.txt").read_text()
+    assert not (parrot / "attention.png").exists()
     done = command(*words, "--start=The quick", "--temperature=0")
     assert (done.code, done.out) == (0, f"{BY_HEART[0]}\n")
     assert "gave up on 4 of 5 tweets: with --temperature=0.0 no others" in done.err
