@@ -86,7 +86,7 @@ def command():
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(REPO)
             patch.setattr(sys, "argv", [script, *map(str, flags)])
-            patch.setattr(sys, "stdin", io.StringIO(stdin))
+            patch.setattr(sys, "stdin", None if stdin is None else io.StringIO(stdin))
             try:
                 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                     runpy.run_path(script, run_name="__main__")

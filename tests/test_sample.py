@@ -91,6 +91,10 @@ def test_a_mistake_in_a_typed_line_is_told_and_the_session_goes_on(sample):
     assert sample("--interactive", stdin="FILE:gone.txt\n").code == 1  # nothing was written
 
 
+def test_no_standard_input_is_told(sample, the_error):
+    assert "--start" in the_error(sample("--interactive", stdin=None), "sample.py")
+
+
 def test_a_prompt_longer_than_the_window_is_told(sample):
     prompt = " ".join(["many words"] * 20)
     done = sample(f"--start={prompt}")
