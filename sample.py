@@ -36,15 +36,15 @@ from config import (
 class Settings:
     start: str = setting("", "how the tweets begin; FILE:path reads it from a file", group="what to write")
     num_samples: int = setting(10, "how many tweets to write", low=1)
-    max_new_tokens: int = setting(100, "the longest continuation, in tokens", low=1)
+    max_new_tokens: int = setting(100, "at most so many new tokens for each tweet", low=1)
     interactive: bool = setting(False, "read prompts from standard input, one per line")
-    candidates: int = setting(8, "of so many drawn for each tweet, write the best", low=1)
+    candidates: int = setting(8, "draw so many for each tweet, write the best", low=1)
     min_novelty: float = setting(0.0, "redraw tweets of which less than this is new", low=0, high=1)
 
     temperature: float = setting(0.9, "below 1 safer, above 1 wilder; 0: the likeliest", low=0, group="how")
     min_p: float = setting(0.05, "drop tokens less likely than this times the likeliest", low=0, high=1)
-    top_k: int = setting(0, "draw among the k likeliest tokens; 0 for all", low=0)
-    top_p: float = setting(1.0, "of these, the fewest whose probabilities add up to this", low=0.001, high=1)
+    top_k: int = setting(0, "draw among the k likeliest tokens; 0: among all", low=0)
+    top_p: float = setting(1.0, "draw among the fewest tokens that reach this probability", low=0.001, high=1)
     seed: int = setting(1337, "the same seed gives the same tweets", low=0, high=10**18)
 
     attention: bool = setting(False, "draw how the model looks at the text: attention.png", group="files")
@@ -76,6 +76,7 @@ BATCH = 25  # tweets drawn at a time, however many are asked for, because each d
 MAX_FRUITLESS = 60  # rounds in a row without a tweet that can be taken
 MAX_DRAWN = 40  # tokens in a picture of the attention
 RECENT = 20  # tweets, none of whose phrases is said again
+DRAWING = "temperature", "min_p", "top_k", "top_p"  # settings
 CUT_OFF = 3926  # " …", which prepare.py leaves where the source cut a tweet off: no way to end one
 
 
@@ -111,7 +112,7 @@ def main(settings):
 def show(tweet, known):
     """Print a tweet; on a terminal with its novelty, and with the training tweet that holds all of it."""
     if not sys.stdout.isatty():
-        print(printable(tweet), flush=True)
+        print(printable(tweet))
         return
     print(measured(tweet, known))
     if source := known.source(tweet):
@@ -147,7 +148,7 @@ def prompts(settings):
 def read_prompt(start):
     """The text that the tweets begin with: `start` itself, or for FILE:path what that file holds."""
     if start.startswith("FILE:"):
-        file = pathlib.Path(start.removeprefix("FILE:").strip()).expanduser()
+        file = pathlib.Path(os.path.expanduser(start.removeprefix("FILE:").strip()))
         with errors_named(file), open_text(file) as text:
             start = text.read(MAX_CHARS + 1)
     if len(start) > MAX_CHARS:
@@ -162,9 +163,10 @@ def read_prompt(start):
 class Writer:
     """Writes tweets with a model, as the settings say.
 
-    best.pt may hold two networks: the final one, and the one from before its noise fell. Then the early one
-    draws several candidates for each tweet, and the one whose likelihood rises most from the early to the
-    final network is written. Else, and with --candidates=1, a tweet is one draw of the final network.
+    best.pt may hold two networks: the final one, and an early one, from before train.py lowered the noise on
+    what the network reads. Then the early one draws several candidates for each tweet, and the one whose
+    likelihood rises most from the early to the final network is written. Else, and with --candidates=1, a
+    tweet is one draw of the final network.
     """
 
     def __init__(self, model, settings):
@@ -177,8 +179,7 @@ class Writer:
     def write(self, prompt):
         """Yield num_samples tweets that begin with `prompt`.
 
-        Draws are repeated until there are enough. Once a round brings no tweet, half characters are left out,
-        and after three such rounds the temperature rises with each. So every prompt is continued, unless a
+        Draws are repeated, ever more freely, until there are enough. So every prompt is continued, unless a
         limit of the user's forbids it; after MAX_FRUITLESS rounds that limit is told.
         """
         settings, block_size = self.settings, self.model.config.block_size
@@ -193,8 +194,9 @@ class Writer:
                 told = f"gave up on {missing} of {settings.num_samples} tweets: {limits(settings)}"
                 print(told, file=sys.stderr)
                 return
-            temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
+            # from the second round on no half characters, from the fifth on a temperature that rises
             banned = [CUT_OFF, *(half_characters() if fruitless else [])]
+            temperature = settings.temperature * 1.1 ** max(0, fruitless - 3)
             n_before = len(written)
             for candidates in self.draw(prompt_ids, min(missing, BATCH), temperature, banned):
                 tweet = self.first_good(candidates, prompt_ids, prompt, written)
@@ -218,7 +220,8 @@ class Writer:
             return [[ids] for ids in new]
         gains = gain(self.model, self.early, rows, len(prompt_ids)).view(n, n_candidates)
         best_first = gains.argsort(descending=True, stable=True).tolist()
-        return [[new[n_candidates * i + j] for j in order] for i, order in enumerate(best_first)]
+        groups = [new[at : at + n_candidates] for at in range(0, len(new), n_candidates)]
+        return [[group[i] for i in order] for group, order in zip(groups, best_first, strict=True)]
 
     def first_good(self, candidates, prompt_ids, prompt, written):
         """The tweet of the first candidate that can be taken, or None."""
@@ -239,8 +242,8 @@ def without_end(ids):
 
 
 def early_network(model):
-    """The model as it was before its noise fell, if best.pt holds that, else None: it is less sure, and so
-    draws more varied tweets."""
+    """The early network, which best.pt keeps beside the final one, or None if there is none. Because it was
+    less sure, its tweets are more varied."""
     weights = model.notes.pop("early", None)
     if weights is None:
         return None
@@ -253,20 +256,21 @@ def early_network(model):
 def gain(model, early, rows, n_prompt):
     """How much likelier the model finds each row's new tokens than `early`, which drew them: (N, T) -> (N,).
 
-    In nats per token. What both find likely is merely common; what only the final network prefers, which no
-    longer reads through noise, hangs together. After Li et al. 2023, "Contrastive Decoding", who choose
-    single tokens so, with a large network and a small one.
+    In nats per token. What both find likely is merely common; what the model has come to find likely without
+    noise hangs together. After Li et al. 2023, "Contrastive Decoding", who choose single tokens so, with a
+    large network and a small one.
 
     rows: <|endoftext|>, n_prompt tokens, the new ones, and <|endoftext|> as often as fills the row up. Of
-    rows longer than a window the beginning is left out, up to half a window before the new tokens.
+    rows longer than a window the beginning is left out, up to half a window before the new tokens, and what
+    is still beyond it counts for nothing.
     """
-    size = model.config.block_size
-    first = max(0, min(n_prompt + 1 - size // 2, rows.shape[1] - 1 - size))
-    idx, targets = rows[:, first : first + size], rows[:, first + 1 : first + size + 1]
-    idx = idx[:, : targets.shape[1]]  # nothing follows a row's last token
-    at = torch.arange(first + 1, first + 1 + targets.shape[1], device=rows.device)  # a target's place in rows
-    is_filler = (idx == END_OF_TEXT) & (at > n_prompt + 1)  # what follows an end
-    is_scored = (at > n_prompt) & ~is_filler
+    size, start = model.config.block_size, n_prompt + 1  # where in rows the new tokens begin
+    first = max(0, min(start - size // 2, rows.shape[1] - 1 - size))
+    window = rows[:, first : first + size + 1]
+    idx, targets = window[:, :-1], window[:, 1:]
+    place = first + 1 + torch.arange(targets.shape[1], device=rows.device)  # of each target in rows
+    is_filler = (place > start) & (idx == END_OF_TEXT)  # it follows an end
+    is_scored = (place >= start) & ~is_filler
     gained = nats(early, idx, targets) - nats(model, idx, targets)
     return (gained * is_scored).sum(1) / is_scored.sum(1)
 
@@ -293,26 +297,27 @@ def is_said_anew(tweet, prompt, written):
     return not phrases(added) & said
 
 
-SIGNS = r"\u0900-\u0eff"  # with the vowel signs of India's, Thailand's and other scripts, no \w to Python
+# Two kinds of words. A phrase is of words between spaces or signs in every language: three Chinese characters
+# are no phrase yet. Novelty compares single characters where a language has no spaces.
 NO_SPACES = r"\u0e00-\u0eff\u3040-\u9fff"  # Thai, Lao, Japanese, Chinese
+LETTERS = r"\w\u0900-\u0963\u0966-\u0eff"  # also the vowel signs of India's and Thailand's scripts
 
 
 def phrases(text):
-    """All runs of three words, or the one run of all words, if they are fewer. Here a word ends at a space or
-    sign in all languages, because three characters, where a language has no spaces, are no phrase."""
-    said = re.findall(rf"[\w{SIGNS}]+(?:['’]\w+)?", text.casefold())
+    """All runs of three words, or the one run of all words, if they are fewer."""
+    said = re.findall(rf"[{LETTERS}]+(?:['’]\w+)?", text.casefold())
     return {tuple(said[at : at + 3]) for at in range(max(1, len(said) - 2))} if said else set()
 
 
 def words(text):
-    """What novelty compares: words in small letters, characters where a language has no spaces, or all
-    characters if there is no word, as in ":-)"."""
-    return re.findall(rf"[{NO_SPACES}]|(?:(?![{NO_SPACES}])[\w{SIGNS}])+", text.casefold()) or list(text)
+    """What novelty compares: words in small letters, or all signs if there is no word, as in ":-)"."""
+    found = re.findall(rf"[{NO_SPACES}]|(?:(?![{NO_SPACES}])[{LETTERS}])+", text.casefold())
+    return found or list("".join(text.split()))
 
 
 def limits(settings):
     """What the user may change where too few tweets can be taken: the limits that they have set."""
-    names = ("temperature", "min_p", "top_k", "top_p", "max_new_tokens", "min_novelty")
+    names = (*DRAWING, "max_new_tokens", "min_novelty")
     changed = [name for name in names if getattr(settings, name) != getattr(Settings, name)]
     given = " ".join(f"--{name}={getattr(settings, name)}" for name in changed)
     return f"with {given} no others were found" if given else "the model knows no others"
@@ -347,12 +352,9 @@ class TrainingTweets:
 
 def save(lines, prompt, settings, path):
     """Add the tweets to the file at `path`, with the settings that made them."""
-    names = (
-        "start", "init_from", "num_samples", "candidates", "max_new_tokens", "min_novelty",
-        "temperature", "min_p", "top_k", "top_p", "seed",
-    )  # fmt: skip
+    names = "start", "init_from", "num_samples", "candidates", "max_new_tokens", "min_novelty", "seed"
     values = dataclasses.asdict(settings) | {"start": prompt}
-    flags = quoted(f"--{name}={values[name]}" for name in names)
+    flags = quoted(f"--{name}={values[name]}" for name in (*names, *DRAWING))
     header = f"# a model's parody, nobody's words: {flags}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
@@ -403,7 +405,7 @@ def export(model, folder, settings):
     """Write a Hugging Face folder that GPT2LMHeadModel and pipeline("text-generation") read.
 
     The folder holds the settings of the drawing; the pipeline draws each tweet once, without candidates.
-    Raises UserError for a model that GPT-2 cannot be, and if the folder exists already. A model trained
+    Raises UserError for a model with a compact vocabulary, and if the folder exists already. A model trained
     with separate_tweets gives the same logits there for a single tweet.
     """
     config = model.config
@@ -427,7 +429,7 @@ def export(model, folder, settings):
         weights[name].copy_(parameter)
     drawing = {"do_sample": False}
     if settings.temperature:
-        drawing = {name: getattr(settings, name) for name in ("temperature", "min_p", "top_k", "top_p")}
+        drawing = {name: getattr(settings, name) for name in DRAWING}
         drawing["do_sample"] = True
     theirs.generation_config = GenerationConfig(
         **drawing, suppress_tokens=[CUT_OFF], min_new_tokens=1, max_length=config.block_size,

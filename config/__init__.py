@@ -50,8 +50,8 @@ def setting(default, help, *, low=-math.inf, high=math.inf, choices=None, group=
 
 
 def load_settings(cls, argv, rest=None):
-    """A `cls` with the values that the words of a command give. `rest` names the setting, a tuple, that takes
-    words without a name.
+    """A `cls` with the values of the command line `argv`. `rest` names the setting, a tuple, that takes words
+    without a name.
 
     A mistake ends the program with one line on stderr, and --help ends it with the list of the settings.
     """
@@ -61,7 +61,7 @@ def load_settings(cls, argv, rest=None):
             raise SystemExit(0)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         preset, flags = read_words(argv, fields, rest)
-        settings = cls(**overruled(preset, flags, fields))
+        settings = cls(**merged(preset, flags, fields))
     on_ctrl_c(signal.SIG_DFL)  # ends the program without a traceback from inside `import torch`
     return settings
 
@@ -88,7 +88,7 @@ def read_words(argv, fields, rest):
                 value = flags.get(name, ()) + value
             flags[name] = value
         elif word.endswith(".py"):
-            preset = overruled(preset, read_preset(word, fields), fields)
+            preset = merged(preset, read_preset(word, fields), fields)
         elif rest:
             others += (word,)
         else:
@@ -134,15 +134,15 @@ def assignment(statement):
     """(name, value) of a statement `name = literal`."""
     match statement:
         case ast.Assign([ast.Name(name)], value):
-            with contextlib.suppress(ValueError, TypeError):  # no literal
+            with contextlib.suppress(ValueError, TypeError):  # not a literal
                 return name, ast.literal_eval(value)
     raise UserError("not of the form name = value")
 
 
-def overruled(values, others, fields):
-    """`values` with `others` in their place, and without what these beat."""
-    beaten = {fields[name].metadata["beats"] for name in others}  # None, for most, is no name
-    return {name: value for name, value in values.items() if name not in beaten} | others
+def merged(lower, higher, fields):
+    """All values of both dicts, but of `lower` those alone that `higher` neither replaces nor `beats`."""
+    beaten = {fields[name].metadata["beats"] for name in higher}
+    return {name: value for name, value in lower.items() if name not in beaten} | higher
 
 
 def find_field(name, fields):
@@ -168,9 +168,8 @@ def checked(value, field):
     if about["choices"] and value not in about["choices"]:
         raise UserError(f"{name}: {value!r} is not one of {', '.join(about['choices'])}")
     if kind in (int, float) and not (about["low"] <= value <= about["high"] and abs(value) < math.inf):
-        allowed = f"{about['low']} or more"
-        if about["high"] < math.inf:
-            allowed = f"between {about['low']} and {about['high']}"
+        low, high = about["low"], about["high"]
+        allowed = f"{low} or more" if high == math.inf else f"between {low} and {high}"
         raise UserError(f"{name}: {value} is not {allowed}")
     return value
 
@@ -230,7 +229,7 @@ def written_whole(path, mode="w"):
 
 def printable(text):
     """`text` with the characters escaped that control a terminal, end the line, turn its direction, or are
-    half of a pair."""
+    lone surrogates."""
     control = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
     return re.sub(control, lambda match: match[0].encode("unicode_escape").decode(), text)
 
