@@ -44,9 +44,9 @@ KAGGLE_PAGE = "https://www.kaggle.com/datasets/gpreda/elon-musk-tweets"
 CSV_NAME = "elon_musk_tweets.csv"
 SAMPLE = pathlib.Path(__file__).parent / "data" / "sample_tweets.csv"
 
-MAX_CHARS = 25_000  # X's longest post; a longer text is none, such as rows that a stray quote has joined
-FIRST_ROWS, BATCH_ROWS = 5_000, 50_000  # by which a file is judged; in memory at once
-END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # of GPT-2; the second is the id of "\n"
+MAX_CHARS = 25_000  # X's longest post; a longer text is no tweet but, say, rows joined by a stray quote
+FIRST_ROWS, BATCH_ROWS = 5_000, 50_000  # rows by which a file is judged; rows in memory at once
+END_OF_TEXT, LINE_BREAK, VOCAB_SIZE = 50256, 198, 50257  # GPT-2's ids of <|endoftext|> and "\n"; how many
 LARGE_TOKENS = 150_000  # from here on config/large.py does better: by 0.03 bits per byte on 308,464 tokens
 # how a row goes through the program; `tweet` is its clean text, or "" where it is dropped, and `why` says why
 Row = namedtuple("Row", "file author text is_others tweet why", defaults=("", ""))
@@ -148,14 +148,16 @@ def chosen(path):
 
 
 def files_in(path):
-    """Yield the files of a folder or zip, of an archive of which one part is named, or the file itself."""
+    """Yield the files of a folder or zip, all parts of X's archive if `path` is one of them, or `path`."""
     if path.is_dir():
         names = sorted(glob.glob("**", root_dir=path, recursive=True))  # not the hidden ones, such as .venv
         for file in map(path.joinpath, names):
             if file.is_file():
                 yield from files_in(file)
     elif path.suffix.lower() == ".zip":
-        names = (name for name in sorted(zipfile.ZipFile(path).namelist()) if "__MACOSX" not in name)
+        with errors_named(path):
+            names = sorted(zipfile.ZipFile(path).namelist())
+        names = (name for name in names if "__MACOSX" not in name and not name.endswith("/"))
         yield from map(zipfile.Path(path).joinpath, names)
     elif ARCHIVE_PART.fullmatch(path.name):
         yield from (part for part in sorted(path.parent.iterdir()) if ARCHIVE_PART.fullmatch(part.name))
@@ -186,7 +188,7 @@ def find_csv(data_dir):
 FORMS = "notetweet.text extendedtweet.fulltext extendedtweetfulltext fulltext text"  # of one tweet
 TEXTS = f"{FORMS} tweet tweets tweettext tweetcontent content rawcontent body post"
 AUTHORS = "screenname userscreenname username authorusername fromuser handle userhandle author user account"
-FLAGS = "isretweet retweet type posttype tweettype"  # may tell that a post is another's
+FLAGS = "isretweet retweet type posttype tweettype"  # columns that may tell that a post is another's
 OTHERS = re.compile(r"(?i)(true|yes|t|y|1|1\.0)$|rt|retweet|repost|quoted")  # but a "quote" is a comment
 COUNT = re.compile(r"([2-9]|[1-9]\d+)(\.0)?")  # a column that holds such numbers counts, and flags nothing
 OPEN_END = re.compile(r"(?:^|\s)[^\s/]*[^\W\d_]$")  # the end of a text inside a word that is not a link
@@ -251,7 +253,7 @@ def table(file, stream, wanted):
     """Return (names of the columns, iterator over rows, each {name: cell}) of a file opened as `stream`."""
     lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
     number, line = next(lines, (0, ""))
-    if line.strip('"').startswith("sep="):  # by it Excel knows the separator
+    if line.strip('"').startswith("sep="):  # Excel's line that names the separator
         number, line = next(lines, (0, ""))
     stream.seek(0)
     suffix = pathlib.Path(file.name.lower().removesuffix(".gz")).suffix
@@ -261,13 +263,12 @@ def table(file, stream, wanted):
         return list(dict.fromkeys(chain.from_iterable(first))), chain(first, rows)
     separator = max("\x1f,;\t|", key=line.count)  # U+001F, which no text has, leaves the line whole
     names = next(csv.reader([line], delimiter=separator), [])
-    # a name that stands alone on the first line of a .txt may be a tweet: the word "Text"
-    is_header = wanted != TEXTS or (len(names) > 1 and columns(names, TEXTS))
-    if suffix == ".txt" and not is_header:
-        mark = r"<\|(?:start|end)oftext\|>"  # GPT-2's trainers put them around each text
-        tweets = re.split(mark, stream.read()) if re.search(mark, line) else stream
-        return ["text"], ({"text": tweet} for tweet in tweets if tweet.strip())
-    return names, csv_rows(file, stream, number, names, separator)
+    # a .txt is a table if its first line names several columns, or the user one; "Text" alone may be a tweet
+    if suffix != ".txt" or wanted != TEXTS or (len(names) > 1 and columns(names, TEXTS)):
+        return names, csv_rows(file, stream, number, names, separator)
+    mark = r"<\|(?:start|end)oftext\|>"  # GPT-2's trainers put them around each text
+    tweets = re.split(mark, stream.read()) if re.search(mark, line) else stream
+    return ["text"], ({"text": tweet} for tweet in tweets if tweet.strip())
 
 
 def csv_rows(file, stream, header, names, separator):
@@ -277,24 +278,24 @@ def csv_rows(file, stream, header, names, separator):
     # where no cell holds a tab or a line break, a quote is a character like others
     quoting = csv.QUOTE_NONE if len(tabs) == 1 else csv.QUOTE_MINIMAL
     reader = csv.reader(stream, delimiter=separator, quoting=quoting, strict=True)
-    end = 0  # the line on which the last row ended
+    start = 1  # the line on which a row begins
     try:
         for cells in reader:
             if quoting == csv.QUOTE_NONE:
                 cells = [unquoted(cell) for cell in cells]
             if len(cells) == len(names) + 1 and not cells[-1]:
                 cells.pop()  # some programs end each row, but not the first line, with a separator
-            is_header = reader.line_num <= header or cells == names  # they come again where files were joined
+            is_header = reader.line_num <= header or cells == names  # which comes again in joined files
             if "".join(cells).strip() and not is_header:
                 if len(cells) != len(names):
                     raise csv.Error(f"{len(cells)} cells, but the columns have {len(names)} names")
-                if reader.line_num > end + 1 and swallows_rows(cells, separator):
+                if reader.line_num > start and swallows_rows(cells, separator):
                     raise csv.Error("a stray quote joins rows")
                 yield dict(zip(reversed(names), reversed(cells), strict=True))  # the first of a name counts
-            end = reader.line_num
+            start = reader.line_num + 1
     except csv.Error as error:
         fix = 'a cell with a separator, a line break or a quote must be in quotes, the quote twice ("")'
-        raise UserError(f"{file}, line {end + 1}: {error}; {fix}") from None
+        raise UserError(f"{file}, line {start}: {error}; {fix}") from None
 
 
 def unquoted(cell):
@@ -305,8 +306,8 @@ def unquoted(cell):
 
 def swallows_rows(cells, separator):
     """Whether a quote opened in row 7 and closed in row 9 has made row 8 a line in a cell."""
-    # such a line has as many cells, one of them (a date, a name) like this row's but for the digits; short
-    # ones are alike by chance, as in a tweet with the lines "1, silk" and "2, string"
+    # a line in a cell is a row if it has as many cells and shares one with this row but for the digits, as a
+    # date or a name; short cells are alike by chance, as in a tweet with the lines "1, silk" and "2, string"
     own = {(i, re.sub(r"\d", "0", cell)) for i, cell in enumerate(cells) if len(cell) > 5}
     rows = [re.sub(r"\d", "0", line).split(separator) for cell in cells for line in cell.splitlines()[1:]]
     return any(len(row) == len(cells) and own.intersection(enumerate(row)) for row in rows)
@@ -321,7 +322,8 @@ def json_rows(stream):
             values = parsed(line + stream.read())
         for value in values:
             if isinstance(value, dict):  # some hold the list beside what they tell about it
-                value = next((value[key] for key in LISTS if isinstance(value.get(key), list)), value)
+                lists = [value[key] for key in LISTS if isinstance(value.get(key), list)]
+                value = max(lists, key=len, default=value) or value
             for item in value if isinstance(value, list) else [value]:
                 yield flat(item if isinstance(item, dict) else {"text": item})
 
@@ -348,7 +350,7 @@ def flat(item, within=""):
 
 
 def read_rows(file, names, rows, wanted):
-    """Yield a Row for each of the `rows`, {name: cell}; `wanted` lists what a column of tweets is called."""
+    """Yield a Row for each of `rows`, {name: cell}: its author, its longest text, whether it is another's."""
     found, authors = columns(names, wanted), columns(names, AUTHORS)
     texts = columns(found, FORMS) or found[:1]  # all forms of one text, or the likeliest
     first = list(islice(rows, FIRST_ROWS))
@@ -356,20 +358,22 @@ def read_rows(file, names, rows, wanted):
     flags = ["isretweet", *columns(names, FLAGS)]  # `flat` may write the first in late rows alone
     flags = [name for name in flags if not any(COUNT.fullmatch(row.get(name, "")) for row in first)]
     for row in chain(first, rows):
-        author = next((row[name].strip() for name in authors if row.get(name)), "")
+        author = next(filter(None, (row.get(name, "").strip() for name in authors)), "")
         is_others = any(OTHERS.match(row.get(name, "").strip()) for name in flags)
         yield Row(file.name, author, text_of(row, texts, limit), is_others)
 
 
 def columns(names, words):
     """Pick those of `names` that `words` lists, in its order; if none, inner ones, as "legacy.full_text"."""
-    keys = [plain(name) for name in names]
-    found = [word for word in words.split() if word in keys]
-    if not found:
-        inner = [key for key in keys if not re.search("quot|retweet|reply|parent", key.rpartition(".")[0])]
-        ends = [[key for key in inner if key.endswith(f".{word}")] for word in words.split()]
-        found = [alike[0] for alike in ends if alike]
-    return [names[keys.index(key)] for key in found]  # the first of those that are alike
+    keys = {}
+    for name in names:
+        keys.setdefault(plain(name), name)  # the first of those that are alike
+    exact = [keys[word] for word in words.split() if word in keys]
+    if exact:
+        return exact
+    own = [key for key in keys if not re.search("quot|retweet|reply|parent", key.rpartition(".")[0])]
+    firsts = (next((key for key in own if key.endswith(f".{word}")), None) for word in words.split())
+    return [keys[key] for key in firsts if key]
 
 
 def plain(name):
@@ -379,7 +383,7 @@ def plain(name):
 
 def text_of(row, names, limit=None):
     """The longest form of a row's text, with "…" for the word in which an exporter cut it off at `limit`."""
-    text = max((row.get(name, "").strip() for name in names), key=len)
+    text = max((row.get(name, "").strip(" \t\r\n") for name in names), key=len)
     is_cut = len(text) == limit and OPEN_END.search(text)
     return f"{text.rpartition(' ')[0] or text} …" if is_cut else text  # as X shows a tweet that it cuts off
 
@@ -397,7 +401,7 @@ def clean_tweets(rows, settings):
     """Yield each row with its clean tweet, or with the reason why it is dropped."""
     user = settings.user.removeprefix("@").casefold()
     seen = set()  # hashes, which take less memory than the tweets
-    long_posts = set()  # how those in note-tweet.js begin, which is read before the tweets.js that cuts them
+    long_posts = set()  # how those in note-tweet.js begin, which comes before the tweets.js that cuts them
     for row in rows:
         tweet, why, is_long = "", "", row.file.startswith("note-tweet")
         if user and row.author.removeprefix("@").casefold() != user:
@@ -437,7 +441,7 @@ UNSEEN = re.compile("[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200b\u200e\u200f\u202a-\u2
 
 def decoded(text):
     """A text as its author saw it, in one line, whatever its source has written for the characters."""
-    text = text.strip()
+    text = text.strip(" \t\r\n")  # no more, as U+00A0 at the end may be half of a mangled "à"
     if printed := re.fullmatch(r"""(?s)b(['"])(.*)\1""", text):  # Python's b'…'
         text = printed[2]
     if "\\" in text or "<" in text:
@@ -445,7 +449,7 @@ def decoded(text):
         text = TO_NOTHING.sub(r"\1", TO_SPACE.sub(" ", text))
     text = repaired(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins emoji
     text = html.unescape(html.unescape(text))  # some sources escape twice
-    text = text if text.isascii() else text.translate(CONTROL)  # which is slow
+    text = text if text.isascii() else text.translate(CONTROL)  # translate is slow
     return " ".join(UNSEEN.sub("", text).split())
 
 

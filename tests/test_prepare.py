@@ -165,6 +165,7 @@ CLEAN = {
     # what stands for characters
     "mojibake": ("itâ€™s cafÃ© ðŸš€ â€œhiâ€\x9d Ð´Ð°", "it’s café 🚀 “hi” да"),
     "twice": ("itÃ¢â‚¬â„¢s", "it’s"),
+    "half of it like a space": ("un cafÃ©, voilÃ\xa0", "un café, voilà"),
     "no mojibake": ("CAFÉ… “MENÜ” l’été à Ñandú Ã", None),
     "Latin-1": ("it\x92s", "it’s"),
     "R": ("<U+2764><U+FE0F> <U+0001F680> <ed><U+00A0><U+00BD><ed><U+00BA><U+0080> <c3><a9> <e9>",
@@ -289,6 +290,7 @@ READ = {  # id: (file name and flags, content, tweets)
     "lists with a name": ("in", {"a.json": json.dumps(FEED), "b.json": json.dumps(OUTBOX)}, []),
     "a list of texts": ("in.json", json.dumps(FILLER), []),
     "a list within": ("in.json", json.dumps({"data": OBJECTS[:-2], "meta": {"text": "x"}}, indent=1), []),
+    "an empty list, too": ("in.json", json.dumps({"data": [], "posts": OBJECTS[:-2]}), []),
     "a key of one's own": ("in.json --text_column=legacy.full_text", json.dumps(NESTED), []),
     "pipes": ("in.csv", table(TWO, "|"), OF_TWO),
     "bare commas in the one column": ("in.csv", "text\na, b\n" + LINES, ["a, b"]),
