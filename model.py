@@ -11,8 +11,8 @@
 In the shapes below B is the batch, T the time (tokens), C the channels (n_embd), V the vocabulary.
 
 Names are GPT-2's: wte and wpe embed tokens and positions, h are the blocks, ln is a LayerNorm, c_attn makes
-queries, keys and values, c_fc widens, c_proj maps back to C channels. Two classes for a small corpus come
-last: Noise, and SmallVocabulary, in which rare tokens share what they learn. A plain GPT uses neither.
+queries, keys and values, c_fc widens, c_proj maps back to C channels. What a small corpus needs comes last:
+Noise, and SmallVocabulary, in which rare tokens share what they learn. A plain GPT uses neither.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ END_OF_TEXT = 50256  # GPT-2's <|endoftext|>, which also marks where the next tw
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT; train.py says what each entry does. Raises UserError if two do not fit together."""
+    """The shape of a GPT; Settings in train.py says what each entry does. UserError if two do not fit."""
 
     block_size: int = 64
     vocab_size: int = 50257
@@ -208,7 +208,7 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / scale)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        # what a small corpus needs, and what is kept beside the weights
+        # what a small corpus needs; load() makes it anew of the tokens and tables, which save() keeps
         self.noise = Noise(config, tokens) if config.noise else nn.Identity()
         self.tokens = torch.zeros(0, dtype=torch.int64) if tokens is None else tokens
         self.tables = tables
@@ -230,24 +230,11 @@ class GPT(nn.Module):
     def hidden_states(self, idx, cache=None, n_cached=0):
         """The last block's output, normalised, for all tokens but the first n_cached, whose keys and values
         `cache` holds: (B, T) -> (B, T - n_cached, C)."""
-        x, mask = self.embed(idx, n_cached)
+        start = self.tweet_starts(idx)
+        x, mask = self.embed(idx, start, n_cached), self.mask(start, n_cached)
         for layer, block in enumerate(self.h):
             x = block(x, mask, None if cache is None else cache[layer], n_cached)
         return self.ln_f(x)
-
-    def embed(self, idx, n_cached=0):
-        """What the blocks get for all tokens but the first n_cached: x, (B, T - n_cached, C), the vector of
-        each plus that of its place in its tweet, and mask, boolean, (B, 1, T - n_cached, T): each may look at
-        itself and those before it, back to where its tweet starts."""
-        T = idx.shape[1]
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
-        position, start = torch.arange(T, device=idx.device), self.tweet_starts(idx)
-        places = (position - start)[:, n_cached:]  # (B, T - n_cached)
-        x = self.drop(self.vocabulary.embed(self.noise(idx[:, n_cached:])) + self.wpe(places))
-        in_same_tweet = position >= start[:, :, None]  # (B, T, T)
-        is_past = position <= position[:, None]  # (T, T)
-        return x, (in_same_tweet & is_past)[:, None, n_cached:]  # the same for all heads
 
     def tweet_starts(self, idx):
         """Where the tweet of each token starts: (B, T) -> (B, T). Without separate_tweets the window is one
@@ -260,6 +247,23 @@ class GPT(nn.Module):
         position = torch.arange(idx.shape[1], device=idx.device)
         return position.where(is_first, 0).cummax(1).values  # . a b . c -> 0 0 0 3 3
 
+    def embed(self, idx, start, n_cached=0):
+        """What the blocks get for all tokens but the first n_cached: the vector of each plus that of its
+        place in its tweet, which starts at `start` (B, T): (B, T) -> (B, T - n_cached, C)."""
+        T = idx.shape[1]
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens are more than block_size, {self.config.block_size}")
+        places = (torch.arange(T, device=idx.device) - start)[:, n_cached:]
+        return self.drop(self.vocabulary.embed(self.noise(idx[:, n_cached:])) + self.wpe(places))
+
+    def mask(self, start, n_cached=0):
+        """What each of these tokens may look at: itself and those before it, back to where its tweet starts:
+        (B, T) -> boolean (B, 1, T - n_cached, T), the same for all heads."""
+        position = torch.arange(start.shape[1], device=start.device)
+        in_same_tweet = position >= start[:, :, None]  # (B, T, T)
+        is_past = position <= position[:, None]  # (T, T)
+        return (in_same_tweet & is_past)[:, None, n_cached:]
+
     @torch.no_grad()
     def log_probs(self, idx):
         """The log-probability of every id after each token: (B, T) -> (B, T, vocab_size)."""
@@ -270,8 +274,8 @@ class GPT(nn.Module):
     @torch.no_grad()
     def attention_maps(self, idx):
         """How much each token looked at each: (B, T) -> (n_layer, B, n_head, T, T); rows sum to 1."""
-        x, mask = self.embed(idx)
-        maps = []
+        start = self.tweet_starts(idx)
+        x, mask, maps = self.embed(idx, start), self.mask(start), []
         for block in self.h:
             q, k, _ = block.attn.queries_keys_values(block.ln_1(x))
             maps.append(block.attn.attention(q, k, mask))
@@ -291,7 +295,7 @@ class GPT(nn.Module):
         shape = (config.n_layer, 2, B, config.n_head, config.block_size, config.n_embd // config.n_head)
         cache = torch.zeros(shape, device=idx.device, dtype=self.wpe.weight.dtype)
         text = F.pad(idx, (0, max_new_tokens), value=END_OF_TEXT)
-        # the rows of text that are computed; these and what belongs to them shrink as texts end
+        # the rows of text that are still computed; when more than half of them have ended, these are dropped
         rows = torch.arange(B, device=idx.device)
         ended = torch.zeros(B, dtype=torch.bool, device=idx.device)
         window = max(T - config.block_size, 0)  # where the text that is read begins
@@ -308,8 +312,9 @@ class GPT(nn.Module):
             n_ended = int(ended.sum())
             if n_ended == len(rows):
                 return text[:, : end + 1]
-            if 2 * n_ended > len(rows):  # go on without them
+            if 2 * n_ended > len(rows):
                 rows, cache, ended = rows[~ended], cache[:, :, ~ended], ended[~ended]
+            # for the next step
             if end - window < config.block_size:
                 n_cached = end - window
             else:  # the cache is full: read the newest half again
@@ -554,9 +559,10 @@ def log_shares(row_of, counts, share_of_once):
     """
     once, never = counts == 1, counts == 0
     n_once, n_never = torch.bincount(row_of, once.float()), torch.bincount(row_of, never.float())  # (rows,)
+    # what a row's ids seen once have together: all, if it has no others; nothing, if there are none
     of_once = torch.where(n_never == 0, 1.0, share_of_once).where(n_once > 0, 0.0)
     share = torch.ones(len(counts))
-    # of rows without such ids, where these divide by 0, nothing is read
+    # where a row has no such ids, these divide by 0, but then no id reads the result
     share[once] = (of_once / n_once)[row_of[once]]
     share[never] = ((1 - of_once) / n_never)[row_of[never]]
     return share.log()
@@ -567,10 +573,11 @@ class SmallVocabulary(nn.Module):
     shared rows for the rest. It has Vocabulary's methods.
 
     Ids seen once share a row with those never seen that are alike, and so teach where new tokens are likely,
-    and of which kind. But training makes these rows too unlikely: together as likely as the N1 ids seen once
-    were. In as much new text these will occur 2 * N2 times, where N2 ids were seen twice, and those never
-    seen N1 times (Good 1953, "The Population Frequencies of Species"; Turing's idea). So outside of training
-    the scores of shared rows are raised by the log of (N1 + 2 * N2) / N1.
+    and of which kind. But training makes these rows too unlikely: together as likely as the ids seen once,
+    which occurred N1 times. In as much new text the ids seen once will occur 2 * N2 times, where N2 is the
+    number of those seen twice, and the ids never seen N1 times (Good 1953, "The Population Frequencies of
+    Species"; Turing's idea). So outside of training the scores of shared rows are raised by the log of
+    (N1 + 2 * N2) / N1.
     """
 
     def __init__(self, config, tokens, tables):

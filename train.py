@@ -60,6 +60,7 @@ class Settings:
 
     batch_size: int = setting(32, "windows per batch, over all processes", low=1, group="training")
     gradient_accumulation_steps: int = setting(1, "batches averaged per step", low=1)
+    # max_iters counts, where it is given; but --epochs after a preset with max_iters cancels that
     epochs: float = setting(40.0, "how often to read each token, on average", low=0.001, beats="max_iters")
     max_iters: int = setting(0, "iterations in total, instead of epochs", low=0)
     learning_rate: float = setting(1e-3, "at its peak; it falls to 0 along a cosine", low=0)
@@ -197,15 +198,16 @@ def get_batch(data, settings, iteration, device, part=0, n_parts=1):
     starts = rng.integers(len(data) - settings.block_size, size=(n_windows, 1))[part::n_parts]
     windows = as_tensor(data[starts + np.arange(settings.block_size + 1)])
     if device.type == "cuda":
-        windows = windows.pin_memory().to(device, non_blocking=True)
-    return windows[:, :-1].to(device), windows[:, 1:].to(device)
+        windows = windows.pin_memory()  # so that the copy need not wait
+    windows = windows.to(device, non_blocking=True)
+    return windows[:, :-1], windows[:, 1:]
 
 
 # --- the run --------------------------------------------------------------------------------------
 
 
 class Run:
-    """A model in training: what follows from the settings, then what changes, which last.pt holds."""
+    """A model in training: first what follows from the settings, then what changes, which last.pt holds."""
 
     def __init__(self, settings, model, device):
         self.settings, self.device, self.model = settings, device, model.to(device)
@@ -228,6 +230,10 @@ class Run:
     def n_new(self):
         """How many steps were done since the last evaluation."""
         return self.iteration - self.history[-1]["iter"] if self.history else 0
+
+    def seconds(self):
+        """Seconds since the last evaluation, also those of a run that was stopped and resumed."""
+        return time.perf_counter() - self.began
 
 
 def make_model(settings, train_data):
@@ -309,7 +315,7 @@ def evaluated(run, val_data, val_bytes):
     """The row of loss.csv for the network as it is now; UserError if its loss is no number."""
     # each process trained on its share; all evaluate all of val, and must agree on when to stop
     train_loss = mean_over_processes(run.loss_sum.item() / run.n_new() if run.n_new() else math.nan)
-    seconds = time.perf_counter() - run.began  # read after .item(), which waits for a GPU
+    seconds = run.seconds()  # after .item(), which waits for a GPU
     val_loss = mean_over_processes(evaluate(run.model, val_data))
     if not math.isfinite(val_loss):
         raise UserError(f"the loss became {val_loss} by iteration {run.iteration:,}; lower learning_rate")
@@ -323,7 +329,7 @@ def evaluated(run, val_data, val_bytes):
         "lr": learning_rate_at(run.iteration, run.max_iters, run.settings),
         "tokens_per_second": run.n_new() * run.tokens_per_iter / max(seconds, 1e-9),
         # of training and evaluating, without the saving
-        "elapsed_seconds": earlier + time.perf_counter() - run.began,
+        "elapsed_seconds": earlier + run.seconds(),
     }
 
 
@@ -522,7 +528,7 @@ def save(run):
         settings=dataclasses.asdict(run.settings),
         iteration=run.iteration,
         history=run.history,
-        seconds=time.perf_counter() - run.began if run.n_new() else 0.0,
+        seconds=run.seconds() if run.n_new() else 0.0,
         loss_sum=run.loss_sum,
         optimizers=[optimizer.state_dict() for optimizer in run.optimizers],
         scaler=run.scaler.state_dict(),
@@ -584,7 +590,7 @@ def catch_signals():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell script starts a run with &
+        if signal.getsignal(number) != signal.SIG_IGN:  # a script that starts a run with & ignores Ctrl-C
             signal.signal(number, note)
     return received
 
