@@ -344,7 +344,7 @@ def results_table(parts):
                 continue  # bench.json has the rest
             decimals = {"bits/byte": 3, "seconds": 2}.get(one["unit"], 0)
             unit = {"bits/byte": "", "CPU seconds": " s", "seconds": " s"}.get(one["unit"], f" {one['unit']}")
-            text = "never" if math.isnan(one["value"]) else f"{one['value']:,.{decimals}f}{unit}"
+            text = "not reached" if math.isnan(one["value"]) else f"{one['value']:,.{decimals}f}{unit}"
             text += f" ± {stdev(one['seeds']):.3f}" if decimals == 3 and len(one.get("seeds", "")) > 1 else ""
             table[about + one["name"]][one["of"]].append(text)
     lines = [("", *CONTENDERS), ("---",) * 5]
