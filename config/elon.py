@@ -1,4 +1,4 @@
-# The reference run, for some thousand tweets (55,000 tokens here): minutes on a CPU.
+# The reference run, for a few thousand tweets (55,000 tokens here): minutes on a CPU.
 #
 #     python train.py config/elon.py
 #
@@ -15,7 +15,7 @@ cut = 0.05  # before 5 % of the tokens, hide everything earlier in the tweet
 compact_vocab = True  # 85 % of GPT-2's tokens never occur here
 spelling = 8192  # vectors for groups of letters: "Rocket", " rockets" and " rocket" share what they learn
 batch_size = 32
-epochs = 46  # 1,219 iterations for the reference file
+epochs = 46  # 1,219 iterations for Kaggle's file
 patience = 4  # stop after so many evaluations, of about 12, without a better val loss
 learning_rate = 3e-3
 warmup_iters = 20
