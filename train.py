@@ -197,9 +197,9 @@ def get_batch(data, settings, iteration, device, part=0, n_parts=1):
     n_windows = settings.batch_size * settings.gradient_accumulation_steps
     starts = rng.integers(len(data) - settings.block_size, size=(n_windows, 1))[part::n_parts]
     windows = as_tensor(data[starts + np.arange(settings.block_size + 1)])
-    if device.type == "cuda":
-        windows = windows.pin_memory()  # so that the copy need not wait
-    windows = windows.to(device, non_blocking=True)
+    if device.type == "cuda":  # from pinned memory, so that the copy need not wait
+        windows = windows.pin_memory().to(device, non_blocking=True)
+    windows = windows.to(device)
     return windows[:, :-1], windows[:, 1:]
 
 
