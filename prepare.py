@@ -88,8 +88,11 @@ def main(settings):
             dropped.update(row.why for row in batch if row.why)
             tweets = [row.tweet for row in batch if row.tweet]
             processed.writelines(tweet + "\n" for tweet in tweets)
-            for file, side in ((train_bin, False), (val_bin, True)):
-                file.write(encode_tweets(tokenizer, [tweet for tweet in tweets if held_out(tweet) is side]))
+            parts = [], []  # train, val
+            for tweet in tweets:
+                parts[held_out(tweet)].append(tweet)
+            train_bin.write(encode_tweets(tokenizer, parts[False]))
+            val_bin.write(encode_tweets(tokenizer, parts[True]))
         kept = sources.total() - dropped.total()
         if not (train_bin.tell() and val_bin.tell()):
             counts = f"read: {listed(sources)}; dropped: {listed(dropped)}; authors: {listed(authors)}"
